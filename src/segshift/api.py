@@ -1,0 +1,245 @@
+"""What the command line and Python programs call: adapt, check, evaluate, predict, load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segshift import check as checking
+from segshift import recipes
+from segshift.config import RunSettings, apply_set, merge, read_yaml, validated
+from segshift.data.classes import read_classes
+from segshift.data.domains import DomainSettings, open_domain
+from segshift.engine.evaluate import evaluate as evaluate_nets
+from segshift.engine.inference import Options
+from segshift.engine.metrics import Metrics
+from segshift.engine.model import Model, load_model, model_folder
+from segshift.engine.predict import Predicted, predict_folder
+from segshift.engine.progress import console, track
+from segshift.errors import UserError, nearest
+from segshift.methods import METHODS
+from segshift.outcome import finish
+from segshift.run import Run
+from segshift.setup import devices, has_bf16, open_domains
+
+StrPath = str | Path
+
+
+def _say(text: str) -> None:
+    console().print(text)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A finished run.
+
+    Attributes:
+        root: its folder.
+        report: the HTML file to open.
+        verdict: {"text", "gain", "helped"} against the source-only control; None without a labelled part.
+    """
+
+    root: Path
+    report: Path
+    verdict: dict[str, Any] | None
+
+    def model(self) -> Model:
+        """The adapted model."""
+        return load_model(self.root)
+
+
+def compose(
+    config: StrPath | None = None,
+    *,
+    recipe: str | None = None,
+    method: str | None = None,
+    data: StrPath | None = None,
+    source: StrPath | None = None,
+    target: StrPath | None = None,
+    val: StrPath | None = None,
+    classes: StrPath | None = None,
+    set: Sequence[str] = (),
+    control: bool = True,
+) -> RunSettings:
+    """Settings of a run: recipe ← settings file ← data file ← single arguments ← `set`, the later over the earlier.
+
+    Args:
+        config: YAML with any settings, such as an earlier run's run.yaml.
+        recipe: name of a recipe; by default that of `method` for small machines.
+        method: short for the recipe `cpu/METHOD`.
+        data: YAML that says where the data lies: classes, source, target, val.
+        source, target, val: folders; val is a labelled part of the target, for evaluation only.
+        classes: file with the class list.
+        set: assignments such as "advent.steps=500".
+        control: False leaves the source-only control out of the comparison, and its training where nothing needs it.
+
+    Raises:
+        UserError: a file, a name or a value is wrong.
+    """
+    content: dict[str, Any] = read_yaml(Path(config)) if config else {}
+    if method is not None and recipe is None:
+        if method not in METHODS:
+            raise UserError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+        recipe = f"cpu/{method}"
+    if recipe is not None:
+        content = merge(recipes.read(recipe), content)
+    if data is not None:
+        content = merge(content, read_yaml(Path(data)))
+    for name, root in (("source", source), ("target", target), ("val", val)):
+        if root is not None:
+            content = merge(content, {name: {"root": str(root)}})
+    if classes is not None:
+        content["classes"] = str(classes)
+    content = apply_set(content, list(set))
+    if not control and (name := content.get("control")):
+        content["control"] = None
+        needed = {stage.get("init") for stage in content["stages"]}
+        last = content["stages"][-1].get("name")
+        content["stages"] = [s for s in content["stages"] if s["name"] != name or name in needed or name == last]
+    return validated(RunSettings, content, str(config or recipe or "settings"))
+
+
+def adapt(out: StrPath, config: StrPath | None = None, *, device: str = "auto", **settings: Any) -> Adapted:
+    """Run all stages of a recipe, evaluate, and write the report. The same call again resumes.
+
+    Args:
+        out: the run's folder.
+        config, settings: see `compose`.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        UserError: before the first step where possible; what was computed is kept.
+        segshift.errors.Interrupted: stopped by Ctrl-C or SIGTERM; the state is saved.
+    """
+    root = Path(out)
+    run = Run(compose(config, **settings), root, devices(device), _say)
+    with run.lock():
+        run.train()
+        verdict = finish(run)
+    return Adapted(root, root / "report.html", verdict)
+
+
+def check(out: StrPath, config: StrPath | None = None, **settings: Any) -> checking.Checked:
+    """Read all data as training will, and write a contact sheet and class histograms into `out`.
+
+    Args:
+        out: folder for the pictures.
+        config, settings: see `compose`.
+    """
+    return checking.check(open_domains(compose(config, **settings)), Path(out))
+
+
+def load(path: StrPath, device: str = "auto") -> Model:
+    """A trained model: `segshift.load("runs/x").predict("image.jpg")`.
+
+    Args:
+        path: a run, one of its stages, or a folder with model.safetensors and config.json.
+    """
+    return load_model(Path(path), devices(device))
+
+
+def _ensemble(paths: Sequence[StrPath], device: str) -> tuple[list[Model], Any]:
+    """Models whose logits are averaged; all must know the same classes."""
+    where = devices(device)
+    models = [load_model(Path(path), where) for path in paths]
+    for path, model in zip(paths, models, strict=True):
+        if model.classes.names != models[0].classes.names:
+            raise UserError(
+                f"{path} was trained for the classes {', '.join(model.classes.names)}",
+                f"those of {paths[0]}: {', '.join(models[0].classes.names)}",
+                "average models of the same class list only",
+            )
+    return models, where
+
+
+def _settings_of(run: Path) -> Mapping[str, Any]:
+    """The settings of the run that a path belongs to; empty for a model's folder on its own."""
+    for folder in (run, run.parent, run.parent.parent):
+        if (folder / "run.yaml").exists():
+            return read_yaml(folder / "run.yaml")
+    return {}
+
+
+def evaluate(
+    run: StrPath,
+    domain: StrPath | Mapping[str, Any] | None = None,
+    *,
+    classes: StrPath | None = None,
+    others: Sequence[StrPath] = (),
+    options: Options | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Metrics:
+    """Measure a model, or an average of models, on a labelled domain, at the labels' full size.
+
+    Args:
+        run: a run, one of its stages, or a model's folder.
+        domain: folder or `DomainSettings` as a mapping; None: the `val` of the run.
+        classes: class list of the domain's labels; it must be the model's. None: the model's own.
+        others: further models; their logits are averaged with the first one's (AdvEnt+MinEnt).
+        options: flip, scales, sliding window; None: the run's.
+
+    Raises:
+        UserError: no labels, bad labels, or models of other classes.
+    """
+    models, where = _ensemble([run, *others], device)
+    known = _settings_of(Path(run))
+    if domain is None:
+        if not known.get("val"):
+            raise UserError(f"{run} has no labelled part `val`", "labels to compare with", "add --domain DIR")
+        domain = known["val"]
+    declared = {"root": str(domain)} if isinstance(domain, (str, Path)) else dict(domain)
+    if classes is not None and read_classes(Path(classes)).names != models[0].classes.names:
+        raise UserError(
+            f"{classes} lists {', '.join(read_classes(Path(classes)).names)}",
+            f"the classes that {run} was trained for: {', '.join(models[0].classes.names)}",
+            "evaluate with the class list of the training",
+        )
+    settings = validated(DomainSettings, declared, "domain")
+    opened = open_domain(settings, models[0].classes, labelled=True, name="evaluation")
+    chosen = options or validated(Options, known.get("evaluation") or {}, "run.yaml: evaluation")
+    if precision == "auto":
+        precision = known.get("precision") or ("bf16" if has_bf16(where) else "fp32")
+    with track("evaluate", len(opened)) as bar:
+        return evaluate_nets(
+            [model.net for model in models],
+            opened,
+            size=models[0].size,
+            options=chosen,
+            device=where,
+            precision=precision,
+            progress=bar,
+        )
+
+
+def predict(
+    run: StrPath,
+    images: StrPath,
+    out: StrPath,
+    *,
+    others: Sequence[StrPath] = (),
+    options: Options | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = _say,
+) -> Predicted:
+    """Segment a folder of images: id PNG, overlay and confidence for each. The same call again goes on.
+
+    Args:
+        run: a run, one of its stages, or a model's folder.
+        images: folder, searched with its sub-folders.
+        out: folder to write to.
+        others: further models to average with.
+    """
+    models, where = _ensemble([run, *others], device)
+    say(f"model: {model_folder(Path(run))}")
+    return predict_folder(
+        [model.net for model in models],
+        Path(images),
+        Path(out),
+        classes=models[0].classes,
+        size=models[0].size,
+        options=options,
+        device=where,
+    )

@@ -1,0 +1,240 @@
+"""The verbs of the command line. torch is imported only when a verb runs: `segshift --help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segshift.errors import Interrupted, UserError
+
+app = typer.Typer(
+    help="Adapt a semantic segmentation model from a labelled source domain to an unlabelled target domain.",
+    epilog="Start with: segshift demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path | None, typer.Argument(help="settings (YAML), such as an earlier run's run.yaml")]
+Source = Annotated[Path | None, typer.Option(help="folder of the labelled source domain")]
+Target = Annotated[Path | None, typer.Option(help="folder of the target domain; only its images are read")]
+Val = Annotated[Path | None, typer.Option(help="labelled part of the target domain, for evaluation only")]
+Classes = Annotated[Path | None, typer.Option(help="class list: YAML, JSON, or a name a line")]
+Data = Annotated[Path | None, typer.Option(help="YAML that says where the data lies: classes, source, target, val")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over any setting, such as advent.steps=500")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+With = Annotated[list[Path] | None, typer.Option("--with", help="further run whose logits are averaged with the first")]
+Flip = Annotated[bool, typer.Option("--flip", help="average with the mirrored image")]
+Scales = Annotated[str | None, typer.Option(help="test at several scales, such as 0.75,1,1.25")]
+Window = Annotated[str | None, typer.Option(help="sliding window of WIDTHxHEIGHT pixels")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="the run's folder")] = Path("runs/demo"),
+    sets: Sets = None,
+    device: Device = "auto",
+) -> None:
+    """Adapt on the built-in pair, clear day to dusk and fog: minutes on a CPU, no data, no download."""
+    from segshift import api, demo_data
+
+    data = demo_data.declaration()
+    _adapt(api, out, None, {"recipe": "demo/demo", "set": sets or [], **data}, device)
+
+
+@app.command()
+def check(
+    config: Config = None,
+    source: Source = None,
+    target: Target = None,
+    val: Val = None,
+    classes: Classes = None,
+    data: Data = None,
+    sets: Sets = None,
+    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("check"),
+) -> None:
+    """Read all data as training will, show it, and say what is wrong. Exits with 1 where training would fail."""
+    from segshift import api
+
+    found = api.check(
+        out, config, source=source, target=target, val=val, classes=classes, data=data, set=sets or []
+    )
+    for line in found.lines:
+        typer.echo(line)
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}")
+    for problem in found.problems:
+        typer.echo(f"problem: {problem}")
+    for picture in found.pictures:
+        typer.echo(f"look at {picture}")
+    if found.problems:
+        typer.echo(f"{len(found.problems)} problems: training would stop at them")
+        raise typer.Exit(1)
+    typer.echo("the data is in order")
+
+
+@app.command()
+def adapt(
+    config: Config = None,
+    source: Source = None,
+    target: Target = None,
+    val: Val = None,
+    classes: Classes = None,
+    data: Data = None,
+    method: Annotated[str | None, typer.Option(help="source_only, adaptsegnet, minent or advent")] = None,
+    recipe: Annotated[str | None, typer.Option(help="what to do; `segshift recipes` lists them")] = None,
+    out: Annotated[Path, typer.Option(help="the run's folder; the same command again resumes")] = Path("runs/run"),
+    sets: Sets = None,
+    control: Annotated[bool, typer.Option(help="train and report the source-only control too")] = True,
+    device: Device = "auto",
+) -> None:
+    """Train the source-only control, adapt, evaluate, and write the report. The same command again resumes."""
+    from segshift import api
+
+    if config is None and method is None and recipe is None:
+        method = "advent"
+    settings = {
+        "source": source,
+        "target": target,
+        "val": val,
+        "classes": classes,
+        "data": data,
+        "method": method,
+        "recipe": recipe,
+        "set": sets or [],
+        "control": control,
+    }
+    _adapt(api, out, config, settings, device)
+
+
+def _adapt(api: Any, out: Path, config: Path | None, settings: dict[str, Any], device: str) -> None:
+    result = api.adapt(out, config, device=device, **settings)
+    typer.echo(result.verdict["text"] if result.verdict else "No verdict: no labelled part of the target (--val) was measured.")
+    typer.echo(f"report: {result.report.resolve()}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run, one of its stages, or a model's folder")],
+    domain: Annotated[Path | None, typer.Option(help="labelled folder, or YAML that declares one; default: the run's val")] = None,
+    classes: Classes = None,
+    others: With = None,
+    flip: Flip = False,
+    scales: Scales = None,
+    window: Window = None,
+    out: Annotated[Path | None, typer.Option(help="folder for metrics.json, .csv and .md")] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure a model on labelled images, at the labels' full size."""
+    from segshift import api
+    from segshift.artefacts.store import make_folder, write_json, write_text
+    from segshift.config import read_yaml
+
+    declared = read_yaml(domain) if domain and domain.suffix in (".yaml", ".yml") else domain
+    options = _options(flip, scales, window)
+    metrics = api.evaluate(run, declared, classes=classes, others=others or [], options=options, device=device)
+    rows = f"{metrics.markdown_header()}\n{metrics.markdown_row(run.name)}\n"
+    if out is not None:
+        make_folder(out)
+        write_json(out / "metrics.json", metrics.to_dict())
+        write_text(out / "metrics.csv", metrics.to_csv())
+        write_text(out / "metrics.md", rows)
+    typer.echo(rows, nl=False)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="a run, one of its stages, or a model's folder")],
+    images: Annotated[Path, typer.Argument(help="folder of images, searched with its sub-folders")],
+    out: Annotated[Path, typer.Option(help="folder for ids/, overlay/ and confidence/")] = Path("predictions"),
+    others: With = None,
+    flip: Flip = False,
+    scales: Scales = None,
+    window: Window = None,
+    device: Device = "auto",
+) -> None:
+    """Segment a folder of images: class ids (PNG), overlay and confidence. The same command again goes on."""
+    from segshift import api
+
+    options = _options(flip, scales, window)
+    done = api.predict(run, images, out, others=others or [], options=options, device=device)
+    typer.echo(f"{done.written} images segmented, {done.skipped} were finished before: {out.resolve()}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="a run's folder")]) -> None:
+    """Write a run's report.html again."""
+    from segshift.report import build_report
+
+    typer.echo(build_report(run))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="runs' folders, two or more")],
+    out: Annotated[Path, typer.Option(help="the HTML file to write")] = Path("compare.html"),
+) -> None:
+    """Put runs side by side in one page."""
+    from segshift.report import compare_runs
+
+    typer.echo(compare_runs(runs, out))
+
+
+@app.command()
+def recipes(
+    show: Annotated[str | None, typer.Argument(help="name of a recipe, to print its YAML")] = None,
+) -> None:
+    """List the recipes, or print one."""
+    from segshift import recipes as known
+
+    if show is not None:
+        typer.echo(known.text(show), nl=False)
+        return
+    names = known.names()
+    for name in names:
+        typer.echo(f"{name:<{max(map(len, names))}}  {known.read(name).get('about', '')}")
+
+
+def _options(flip: bool, scales: str | None, window: str | None) -> Any:
+    """Test-time options given on the command line, or None where none is."""
+    from segshift.config import validated
+    from segshift.engine.inference import Options
+
+    content: dict[str, Any] = {"flip": True} if flip else {}
+    try:
+        if scales is not None:
+            content["scales"] = tuple(float(scale) for scale in scales.split(","))
+        if window is not None:
+            content["window"] = tuple(int(side) for side in window.lower().split("x"))
+    except ValueError as error:
+        raise UserError(
+            f"--scales {scales} --window {window}: {error}", "numbers, as in --scales 0.75,1,1.25 --window 512x512"
+        ) from error
+    return validated(Options, content, "options") if content else None
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are one screen and exit code 2; Ctrl-C is 130."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        sys.stderr.write(f"segshift: {error}\n")
+        sys.exit(2)
+    except Interrupted as stop:
+        sys.stderr.write(f"segshift: {stop}\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # `segshift recipes | head`: nobody reads on; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

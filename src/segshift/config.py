@@ -1,0 +1,231 @@
+"""Settings of a run: typed, complete, unknown keys refused with the nearest known one.
+
+A run's settings are a recipe (what to do) with the user's data (where it lies) and single values on top.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from segshift.data.domains import DomainSettings
+from segshift.engine.inference import Options
+from segshift.errors import UserError, nearest
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NetSettings(_Settings):
+    """Which network, and what it starts from."""
+
+    name: str = "deeplab_lite"
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the network's builder")
+    checkpoint: Path | None = Field(None, description="published weights to start from; needs `layout`")
+    layout: str | None = Field(None, description="key layout of `checkpoint`: see segshift.nets.weights")
+
+
+class AugmentSettings(_Settings):
+    """Random changes of a training image. Defaults: none, as in the AdaptSegNet and ADVENT releases."""
+
+    crop: tuple[int, int] | None = Field(None, description="width, height in pixels of the working size; None: whole image")
+    scale: tuple[float, float] = Field((1.0, 1.0), description="random scale before the crop")
+    flip: bool = False
+    jitter: float = Field(0.0, ge=0, le=1, description="strength of the colour jitter")
+    blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur")
+
+
+class StageSettings(_Settings):
+    """One training stage: a method, for how long, from which weights."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    method: str
+    steps: int = Field(gt=0)
+    init: str | None = Field(None, description="earlier stage whose network this one starts from; None: `net`")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the method")
+
+
+class RunSettings(_Settings):
+    """All settings of a run."""
+
+    about: str = Field("", description="what this recipe is, one sentence")
+    classes: Path | None = Field(None, description="class list: YAML, JSON or a name a line")
+    source: DomainSettings | None = None
+    target: DomainSettings | None = None
+    val: DomainSettings | None = Field(None, description="labelled part of the target domain, for evaluation only")
+
+    size: tuple[int, int] | Literal["auto"] = Field(
+        "auto", description="width, height that target images are resized to; auto: their shape at about 77,000 pixels"
+    )
+    source_size: tuple[int, int] | None = Field(None, description="the same for source images; None: as `size`")
+    source_augment: AugmentSettings = AugmentSettings()
+    target_augment: AugmentSettings = AugmentSettings()
+    net: NetSettings = NetSettings()
+    stages: tuple[StageSettings, ...] = ()
+    control: str | None = Field(None, description="stage whose network is the source-only control; None: no control")
+    evaluation: Options = Options()
+
+    batch_size: int = Field(4, gt=0, description="images of each domain in a step")
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the processor has it")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; None: no clipping")
+    workers: int = Field(1, ge=0, description="processes that read images; changes no result")
+    cache: bool = Field(False, description="keep resized images on disk; changes no result")
+    checkpoint_every: int = Field(100, gt=0)
+    log_every: int = Field(5, gt=0)
+    validate_every: int = Field(0, ge=0, description="steps between points of the mIoU curve; 0: no curve")
+    panels: int = Field(8, ge=0, description="pictures in the report")
+
+    @field_validator("size", "source_size")
+    @classmethod
+    def _sensible(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and min(value) < 32:
+            raise ValueError(f"images of {value[0]}x{value[1]} pixels are too small: 32 a side at least")
+        return value
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> RunSettings:
+        seen: list[str] = []
+        for stage in self.stages:
+            if stage.name in seen:
+                raise ValueError(f"two stages are called {stage.name!r}")
+            if stage.name in type(self).model_fields:
+                raise ValueError(f"a stage cannot be called {stage.name!r}: that is a setting's name")
+            if stage.init is not None and stage.init not in seen:
+                raise ValueError(f"stage {stage.name!r}: init {stage.init!r} is no earlier stage; {nearest(stage.init, seen)}")
+            seen.append(stage.name)
+        if self.control is not None and self.control not in seen:
+            raise ValueError(f"control {self.control!r} is no stage; {nearest(self.control, seen)}")
+        return self
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"settings file {path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"settings file {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"settings file {path} is not YAML: {error}", remedy="mend the line it names") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"settings file {path} holds a {type(content).__name__}", "`key: value` lines")
+    return content
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, mappings key by key; everything else is replaced whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def apply_set(settings: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Apply `a.b=value` assignments, values in YAML. `STAGE.key` reaches a stage by its name, and the settings of its
+    method where `key` is none of the stage's own.
+
+    Raises:
+        UserError: an assignment has no `=`, or leads through something that is no mapping.
+    """
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {assignment}", "KEY=VALUE, as in --set seed=1 or --set advent.steps=500")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {assignment}: {text!r} is no YAML value: {error}") from error
+        path = key.strip().split(".")
+        stages = [dict(stage) for stage in settings.get("stages", [])]
+        names = [stage.get("name") for stage in stages]
+        if path[0] in names:
+            stage, rest = names.index(path[0]), path[1:]
+            if not rest:
+                raise UserError(f"--set {assignment} names a stage alone", f"a key of it, as in --set {path[0]}.steps=500")
+            if rest[0] not in StageSettings.model_fields:
+                rest = ["settings", *rest]
+            stages[stage] = _assigned(stages[stage], rest, value, assignment)
+            settings = {**settings, "stages": stages}
+        else:
+            settings = _assigned(settings, path, value, assignment)
+    return settings
+
+
+def _assigned(mapping: Mapping[str, Any], path: list[str], value: Any, assignment: str) -> dict[str, Any]:
+    if len(path) == 1:
+        return {**mapping, path[0]: value}
+    inner = mapping.get(path[0]) or {}
+    if not isinstance(inner, Mapping):
+        raise UserError(f"--set {assignment}: {path[0]} is a single value, it has no key {path[1]!r}")
+    return {**mapping, path[0]: _assigned(inner, path[1:], value, assignment)}
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
+    """`content` as a `model`.
+
+    Args:
+        where: what is being read, for messages ("run.yaml", "stage advent").
+
+    Raises:
+        UserError: lists every key that is unknown (with the nearest known one) or whose value does not fit.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = [_explained(model, problem) for problem in error.errors(include_url=False)]
+        raise UserError(f"{where}: " + "\n".join(lines), remedy="mend these settings and run again") from error
+
+
+def _explained(model: type[BaseModel], problem: Any) -> str:
+    location = [part for part in problem["loc"] if not str(part).startswith(("function-", "tuple[", "literal["))]
+    key = ".".join(map(str, location))
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
+        return f"unknown setting {key!r}; {hint}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not key:
+        return message
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key}: {message} (found {problem['input']!r})"
+
+
+def _fields_at(model: type[BaseModel], location: list[Any]) -> list[str]:
+    """Names of the settings at a place inside `model`."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        if field is None:
+            return []
+        current = _model_in(field.annotation)
+    return sorted(current.model_fields) if hasattr(current, "model_fields") else []
+
+
+def _model_in(annotation: Any) -> Any:
+    """The settings class inside an annotation such as `X | None` or `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(part) for part in getattr(annotation, "__args__", ()))
+    return next((found for found in inner if found is not None), None)

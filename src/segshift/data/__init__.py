@@ -1,0 +1,1 @@
+"""Domains, views, order and loading: from files on disk to batches."""

@@ -1,0 +1,154 @@
+"""Opening image files: any common kind becomes 8-bit RGB, and a damaged file is an error that names it.
+
+EXIF orientation is deliberately not applied: labels have no EXIF, so turning only the image would tear the pair apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from segshift.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+"""File types taken for images, in lower case."""
+
+Size = tuple[int, int]
+"""(w, h) in pixels, as settings write it."""
+
+
+@contextlib.contextmanager
+def naming_file(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a bad file into an error that names the file.
+
+    Raises:
+        UserError: the block failed because the file is missing, unreadable, truncated or not an image.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{what} {path} does not exist", "a file", "check the path") from error
+    except PermissionError as error:
+        raise UserError(f"no permission to read {what} {path}", "a readable file", f"chmod +r {path}") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{what} {path} is too large: {error}", "a smaller image", "reduce or tile it") from error
+    # Pillow's decoders raise any of these on damaged data, depending on the format and on where the damage is.
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, struct.error, zlib.error) as error:
+        reason = "truncated" if "truncated" in str(error).lower() else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{what} {path} cannot be decoded ({reason})",
+            "a whole image file",
+            "copy or export it again, or remove it with its counterpart",
+        ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as 8-bit RGB: alpha is dropped, 16-bit values are scaled to 8 bits, grey is repeated."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        if image.mode == "F" and (values.min(initial=0) < 0 or values.max(initial=0) > 255):
+            raise ValueError("a float image with values outside 0-255")
+        if image.mode != "F":
+            values = np.clip(values, 0, 65535) / 257
+        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def open_image(path: Path) -> Image.Image:
+    """The whole image at its own size, decoded, as 8-bit RGB.
+
+    Raises:
+        UserError: naming the file, if it is missing, truncated or not an image.
+    """
+    with naming_file(path, "image"), Image.open(path) as image:
+        # Pillow decodes at first use; a damaged file has to show here.
+        image.load()
+        return to_rgb(image)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) from the file's header, without decoding it.
+
+    Raises:
+        UserError: naming the file.
+    """
+    with naming_file(path, "image"), Image.open(path) as image:
+        return image.height, image.width
+
+
+def load_resized(path: Path, size: Size | None) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+    """An image resized as the whole library resizes: bicubic with anti-aliasing.
+
+    JPEG files at least four times too large are first reduced by the decoder (by a power of two that divides both
+    sides, and never below twice the wanted size), which saves most of the decoding and changes values by rounding only.
+
+    Args:
+        path: of the image.
+        size: (w, h) wanted; None keeps the file's.
+
+    Returns:
+        the pixels, and the file's own (H, W).
+
+    Raises:
+        UserError: naming the file.
+    """
+    with naming_file(path, "image"), Image.open(path) as image:
+        original = (image.height, image.width)
+        if size is None:
+            return np.array(to_rgb(image)), original
+        if image.format == "JPEG":
+            factor = 1
+            while factor < 8 and all(
+                side % (2 * factor) == 0 and side // (2 * factor) >= 2 * wanted
+                for side, wanted in zip(image.size, size, strict=True)
+            ):
+                factor *= 2
+            if factor > 1:
+                image.draft(None, (image.width // factor, image.height // factor))
+        rgb = to_rgb(image)
+        if rgb.size != tuple(size):
+            rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+        return np.array(rgb), original
+
+
+def nearest_indices(wanted: int, available: int) -> np.ndarray:
+    """For each of `wanted` pixel centres of a side, the pixel of `available` that holds it.
+
+    In whole numbers: floor((i + 0.5) * available / wanted) has no rounding error.
+    """
+    return (2 * np.arange(wanted) + 1) * available // (2 * wanted)
+
+
+def resize_nearest(values: np.ndarray, size: Size | None) -> np.ndarray:
+    """Nearest-neighbour resize of (H, W) ids to (w, h), with pixel centres aligned as in `load_resized`."""
+    if size is None or values.shape[:2] == (size[1], size[0]):
+        return values
+    rows, columns = nearest_indices(size[1], values.shape[0]), nearest_indices(size[0], values.shape[1])
+    return np.ascontiguousarray(values[rows[:, None], columns[None]])
+
+
+def as_float(image: UInt8[np.ndarray, "*B h w 3"]) -> Float[Tensor, "*B 3 h w"]:
+    """8-bit pixels, (h, w, 3) or a batch of them, as float32 in [0, 1] with channels first."""
+    planes = torch.from_numpy(image).movedim(-1, -3).contiguous()
+    return planes.to(torch.float32).mul_(1 / 255)
+
+
+def to_tensor(image: Image.Image, size: Size | None = None) -> Float[Tensor, "3 h w"]:
+    """A Pillow image as a network takes it: (3, h, w) float32 RGB in [0, 1], resized to (w, h) as in `load_resized`."""
+    rgb = to_rgb(image)
+    if size is not None and rgb.size != tuple(size):
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+    return as_float(np.array(rgb))

@@ -1,0 +1,157 @@
+"""Batches for training and frames for evaluation; a batch is a function of (seed, step) alone, whatever the workers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segshift.data.cache import Cache, open_cache
+from segshift.data.domains import Domain, load_pair
+from segshift.data.images import Size, as_float, load_resized
+from segshift.data.order import indices, seed_of
+from segshift.data.streaming import stream
+from segshift.data.views import ViewSettings, affine_of, cut, draw, recolour
+from segshift.types import Batch
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Workers have one torch thread; sums over several threads would round differently in this process."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Makes the batch of a step; travels to the workers."""
+
+    domain: Domain
+    view: ViewSettings
+    batch_size: int
+    seed: int
+    shard: tuple[int, int]
+    cache: Cache | None
+
+    def __call__(self, step: int) -> Batch:
+        domain, view = self.domain, self.view
+        # Domains get orders of their own: else two of equal length would meet in the same pairs in every epoch.
+        order = indices(seed_of(self.seed, domain.name), step, len(domain.items), self.batch_size)
+        images, labels, affines, names, chances = [], [], [], [], []
+        for position in range(self.shard[0], self.batch_size, self.shard[1]):
+            index = order[position]
+            item = domain.items[index]
+            seed = seed_of(self.seed, step, domain.name, position)
+            chance = draw(view, torch.Generator().manual_seed(seed))
+            if self.cache is None:
+                image, label, original = load_pair(domain, item, view.size)
+            else:
+                image, label, original = self.cache.read(index)
+            image, label = cut(image, label, view, chance)
+            images.append(image)
+            labels.append(label)
+            affines.append(affine_of(view, chance, original))
+            names.append(item.name)
+            chances.append(chance)
+        present = [label for label in labels if label is not None]
+        with _one_thread():
+            return Batch(
+                recolour(as_float(np.stack(images)), view, chances),
+                torch.from_numpy(np.stack(present)).to(torch.int64) if present else None,
+                torch.from_numpy(np.stack(affines)),
+                tuple(names),
+            )
+
+
+def batches(
+    domain: Domain,
+    view: ViewSettings,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    workers: int,
+    pin: bool = False,
+    cache: Path | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """One batch a step, for the steps start, start + 1, …, stop - 1.
+
+    Every batch is a function of the seed, the step, the domain's name and files alone: the number of workers, the
+    cache, earlier steps and the global random state change nothing, so a resumed run sees what it would have seen.
+
+    Args:
+        domain: with labels or without (then `Batch.label` is None).
+        view: how images are seen.
+        batch_size: images a step, over all shards.
+        seed: of the order and of the views.
+        start: first step.
+        stop: end of the steps.
+        workers: processes that read ahead; 0: read in this process when asked.
+        pin: page-locked memory for faster copies to a GPU.
+        cache: folder for the resized images; None: read the original files.
+        shard: (rank, world): this process gets every world-th image of each batch, from the rank-th on.
+
+    Raises:
+        UserError: naming the file that cannot be used.
+        ValueError: the batch cannot be divided among the shards.
+    """
+    if batch_size % shard[1]:
+        raise ValueError(f"a batch of {batch_size} images cannot be divided among {shard[1]} processes")
+    cached = open_cache(domain, view.size, cache, workers=workers) if cache is not None and start < stop else None
+    steps = _Steps(domain, view, batch_size, seed, shard, cached)
+    yield from stream(steps, range(start, stop), workers=workers, pin=pin)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image for evaluation or prediction.
+
+    Attributes:
+        name: of the item.
+        image: (3, h, w) float32 RGB in [0, 1] at the size asked for.
+        original_size: (H, W) of the file's image.
+        path: of the file.
+    """
+
+    name: str
+    image: Float[Tensor, "3 h w"]
+    original_size: tuple[int, int]
+    path: Path
+
+
+def _frame(domain: Domain, size: Size | None, index: int) -> Frame:
+    item = domain.items[index]
+    image, original = load_resized(item.image, size)
+    return Frame(item.name, as_float(image), original, item.image)
+
+
+def frames(domain: Domain, size: Size | None, *, workers: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Frame]:
+    """The domain's images in their order, one at a time, resized to (w, h); None keeps their own size. No labels.
+
+    Args:
+        domain: whose images to read.
+        size: (w, h).
+        workers: processes that read ahead.
+        shard: (rank, world): every world-th image from the rank-th on.
+
+    Raises:
+        UserError: naming the image that cannot be read.
+    """
+    order = range(shard[0], len(domain.items), shard[1])
+    yield from stream(functools.partial(_frame, domain, size), order, workers=workers)

@@ -1,0 +1,87 @@
+"""Work done ahead of its use in other processes: in order, with errors that stay readable and workers that end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from segshift.errors import UserError
+
+T = TypeVar("T")
+
+
+class _Tasks(Dataset[object], Generic[T]):
+    """A function of a whole number as torch's DataLoader wants it; a `UserError` is returned, not raised."""
+
+    def __init__(self, task: Callable[[int], T]) -> None:
+        self.task = task
+
+    def __getitem__(self, index: int) -> T | UserError:
+        try:
+            return self.task(index)
+        except UserError as error:
+            # Raised in a worker, torch would rebuild it from the text of its traceback.
+            return error
+
+
+def _as_is(value: T) -> T:
+    return value
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group: the parent alone decides, and its handlers are none of the workers'.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def stream(task: Callable[[int], T], order: Sequence[int], *, workers: int, pin: bool = False) -> Iterator[T]:
+    """The results of `task` for each number of `order`, in this order.
+
+    Closing the iterator ends the workers. The global random state is neither read nor changed.
+
+    Args:
+        task: a function of one number that can be pickled.
+        order: numbers.
+        workers: processes, each with one torch thread, that run ahead by two results; 0: in this process.
+        pin: put results into page-locked memory (ignored without a CUDA device).
+
+    Raises:
+        UserError: raised by the task, or a worker was killed.
+    """
+    loader = DataLoader(
+        _Tasks(task),
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=pin and torch.cuda.is_available(),
+        worker_init_fn=_start_worker if workers else None,
+        prefetch_factor=2 if workers else None,
+        generator=torch.Generator(),
+    )
+    results = iter(loader)
+    try:
+        while True:
+            try:
+                result = next(results)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise UserError(
+                    f"a process that reads images was killed ({str(error).splitlines()[0]})",
+                    "enough memory",
+                    "set `workers: 0`; in a container also allow more shared memory (docker run --shm-size=4g)",
+                ) from error
+            if isinstance(result, UserError):
+                raise result
+            yield cast(T, result)
+    finally:
+        # The last reference: its destructor stops and joins the workers.
+        del results

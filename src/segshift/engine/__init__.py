@@ -1,0 +1,1 @@
+"""What runs: the training loop, evaluation, prediction and the pipeline of stages."""

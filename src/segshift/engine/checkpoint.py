@@ -1,0 +1,70 @@
+"""A training stage's checkpoint: everything that the loop remembers, in one file that is whole or not there."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segshift.artefacts.store import atomic_path
+from segshift.errors import UserError
+from segshift.methods.base import Method
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """What the loop remembers besides the method and its optimisers.
+
+    Attributes:
+        step: steps done.
+        log_bytes: length of the log when the checkpoint was taken; what lies behind it is undone on resume.
+        sums: running sums of the losses since the last log line.
+    """
+
+    step: int
+    log_bytes: int
+    sums: dict[str, Tensor]
+
+
+def save(path: Path, method: Method, optimizers: dict[str, torch.optim.Optimizer], state: LoopState) -> None:
+    """Write the checkpoint atomically.
+
+    Raises:
+        UserError: the disk is full or read-only; the previous checkpoint is then untouched.
+    """
+    content = {
+        "method": method.state_dict(),
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        "loop": {**asdict(state), "sums": state.sums},
+    }
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:
+            # torch's zip writer reports a full disk as a RuntimeError without errno.
+            raise OSError(28, f"No space left on device ({str(error).splitlines()[0]})") from error
+
+
+def restore(path: Path, method: Method, optimizers: dict[str, torch.optim.Optimizer]) -> LoopState:
+    """Load a checkpoint into `method` and `optimizers`.
+
+    Raises:
+        UserError: the file is damaged, or of another network, method or class list.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        method.load_state_dict(content["method"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(content["optimizers"][name])
+        return LoopState(**content["loop"])
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the checkpoint {path} does not fit: {first}",
+            "a checkpoint that this method, network and class list wrote",
+            "delete it to train this stage anew",
+        ) from error

@@ -1,0 +1,157 @@
+"""A trained model as two files, model.safetensors and config.json: loads without any training settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+
+from segshift.artefacts.store import atomic_path, make_folder, read_json, sha256, write_json
+from segshift.data.images import open_image, to_tensor
+from segshift.engine.inference import Options, logits_at
+from segshift.errors import UserError, nearest
+from segshift.nets import NETS
+from segshift.nets.base import SegmentationNet
+from segshift.types import ClassSet
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A model's answer for one image of H x W pixels.
+
+    Attributes:
+        ids: (H, W) uint8 train ids.
+        confidence: (H, W) float32, probability of the class in `ids`.
+    """
+
+    ids: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with what is needed to use it.
+
+    Attributes:
+        net: in evaluation mode.
+        classes: what its K outputs mean.
+        size: width, height that images are resized to before they enter the network.
+        config: the content of config.json.
+    """
+
+    net: SegmentationNet
+    classes: ClassSet
+    size: tuple[int, int]
+    config: dict[str, Any]
+
+    def predict(self, image: str | Path | Image.Image, options: Options | None = None) -> Segmentation:
+        """Segment one image, at its own size.
+
+        Args:
+            image: a file, or a PIL image of any mode.
+            options: flip, scales and sliding window at test time.
+        """
+        opened = image if isinstance(image, Image.Image) else open_image(Path(image))
+        size = (opened.height, opened.width)
+        tensor = to_tensor(opened, self.size)[None].to(next(self.net.parameters()).device)
+        with torch.no_grad():
+            probabilities = logits_at([self.net], tensor, size, options or Options()).softmax(dim=1)
+        confidence, ids = probabilities[0].max(dim=0)
+        return Segmentation(ids.byte().cpu().numpy(), confidence.float().cpu().numpy())
+
+
+def build_net(name: str, num_classes: int, options: dict[str, Any]) -> SegmentationNet:
+    """A network by its name in `NETS`.
+
+    Raises:
+        UserError: no network has this name, or it has no such option.
+    """
+    if name not in NETS:
+        raise UserError(f"unknown network {name!r}; {nearest(name, NETS)}")
+    try:
+        return NETS[name](num_classes, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"network {name}: {error}", remedy="see the network's options in docs/networks.md") from error
+
+
+def save_model(
+    folder: Path, net: SegmentationNet, name: str, options: dict[str, Any], classes: ClassSet, size: tuple[int, int]
+) -> None:
+    """Write `net` as model.safetensors and, last, config.json."""
+    make_folder(folder)
+    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    path = folder / "model.safetensors"
+    with atomic_path(path) as temporary:
+        try:
+            safetensors.torch.save_file(weights, temporary)
+        except SafetensorError as error:
+            raise OSError(28, f"No space left on device ({error})") from error
+    config = {
+        "format": FORMAT,
+        "net": {"name": name, "options": options},
+        "classes": {"names": list(classes.names), "palette": [list(colour) for colour in classes.palette]},
+        "size": list(size),
+        "sha256": sha256(path),
+    }
+    write_json(folder / "config.json", config)
+
+
+def model_folder(path: Path) -> Path:
+    """The folder of model files that `path` means: a model's own, a stage's, or a run's last training stage.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist", "a run, a stage of a run, or a folder with model.safetensors")
+    candidates = [path, path / "model", *sorted(path.glob("[0-9][0-9]-*/model"), reverse=True)]
+    for candidate in candidates:
+        if (candidate / "config.json").exists() and candidate.parent.suffix != ".aside":
+            return candidate
+    raise UserError(
+        f"{path} holds no trained model",
+        "a run, a stage of a run, or a folder with model.safetensors and config.json",
+        "if the run was interrupted, run its command again: it goes on",
+    )
+
+
+def load_model(path: Path, device: torch.device | None = None) -> Model:
+    """Load a model that segshift wrote.
+
+    Args:
+        path: a run, a stage of a run, or a model's folder.
+
+    Raises:
+        UserError: there is none, or its files are damaged or do not fit each other.
+    """
+    folder = model_folder(path)
+    config = read_json(folder / "config.json")
+    weights = folder / "model.safetensors"
+    try:
+        if config["format"] != FORMAT:
+            raise UserError(f"{folder} is of format {config['format']}", f"format {FORMAT}", "update segshift")
+        classes = ClassSet(
+            tuple(config["classes"]["names"]), tuple((r, g, b) for r, g, b in config["classes"]["palette"])
+        )
+        # The weights come from the file: the builder need not read ImageNet's.
+        options = {key: "none" if key == "weights" else value for key, value in config["net"]["options"].items()}
+        net = build_net(config["net"]["name"], len(classes), options)
+        net.load_state_dict(safetensors.torch.load_file(weights))
+        size = (int(config["size"][0]), int(config["size"][1]))
+    except FileNotFoundError as error:
+        raise UserError(f"{weights} does not exist", remedy="run the training stage again") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"the model in {folder} cannot be loaded: {first}", remedy="restore its files, or train the stage again"
+        ) from error
+    return Model(net.to(device or torch.device("cpu")).eval(), classes, size, config)

@@ -1,0 +1,215 @@
+"""Pictures for the report: a few images of a domain, with what each model says of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from segshift.artefacts.store import atomic_path, make_folder, write_json
+from segshift.data.domains import Domain, Item
+from segshift.data.images import load_resized, resize_nearest
+from segshift.engine.evaluate import evaluate, spread, truth_of
+from segshift.engine.inference import Options, as_input, autocast, check_predictors, class_ids, logits_at
+from segshift.engine.metrics import Metrics
+from segshift.engine.predict import class_picture
+from segshift.errors import UserError
+from segshift.losses import entropy
+from segshift.nets.base import SegmentationNet
+
+WIDTH = 480
+"""Largest width of a picture in pixels."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An image of the domain (its index) and why it was chosen, for its caption."""
+
+    index: int
+    caption: str
+
+
+def choose(
+    names: Sequence[str],
+    count: int,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    models: tuple[str, str],
+) -> list[Choice]:
+    """Images to show: the one that gained most, the one that lost most (or gained least), the rest evenly spread.
+
+    With fewer than three to show, or fewer than two scored ones, all are spread.
+
+    Args:
+        names: of the domain's images, in its order.
+        before, after: mIoU by image of the control and of the adapted model; images without both are only spread.
+        models: the names of control and adapted model, for the captions.
+    """
+    scored = [
+        index
+        for index, name in enumerate(names)
+        if all(math.isfinite(scores.get(name, math.nan)) for scores in (before, after))
+    ]
+    gains = [after[names[index]] - before[names[index]] for index in scored]
+    chosen: list[Choice] = []
+    if len(scored) > 1 and count > 2:
+        # Of equal gains the first image counts as best and the last as worst: two images, also when all are equal.
+        best, worst = gains.index(max(gains)), len(gains) - 1 - gains[::-1].index(min(gains))
+        for place, kind in ((best, "largest gain"), (worst, "largest loss" if min(gains) < 0 else "smallest gain")):
+            name = names[scored[place]]
+            figures = f"{models[0]} {100 * before[name]:.1f}, {models[1]} {100 * after[name]:.1f}"
+            caption = f"{kind} of {len(scored)} images: {100 * gains[place]:+.1f} mIoU points ({figures})"
+            chosen.append(Choice(scored[place], caption))
+    others = [index for index in range(len(names)) if index not in {choice.index for choice in chosen}]
+    for position in spread(len(others), count - len(chosen)):
+        chosen.append(Choice(others[position], f"image {others[position] + 1} of {len(names)}, chosen by even spacing"))
+    return chosen
+
+
+def choose_and_write_panels(
+    folder: Path,
+    predictors: Mapping[str, SegmentationNet],
+    control: str | None,
+    adapted: str,
+    domain: Domain,
+    *,
+    size: tuple[int, int],
+    count: int = 8,
+    options: Options | None = None,
+    device: torch.device | None = None,
+    precision: str = "fp32",
+    workers: int = 1,
+    metrics: Mapping[str, Metrics] | None = None,
+) -> list[dict[str, Any]]:
+    """Write pictures of a few images of a domain into `folder`, and index.json last.
+
+    Each entry of index.json: name, caption, file names of image (JPEG), control, adapted, truth (palette PNG in the
+    classes' colours, null where there is none), entropy (of the adapted model's softmax, palette PNG, 0-1 in magma),
+    and miou, each model's own figure on this image (null without labels). Deterministic.
+
+    Args:
+        folder: made where missing; panels of an earlier call in it are replaced.
+        predictors: networks by name.
+        control, adapted: names in `predictors`; control None: there is none.
+        domain: with labels or without; without, no label is looked for.
+        size: (w, h) that images are resized to before they enter a network.
+        count: at most so many images.
+        metrics: what `evaluate` said of the models on this domain; None: a labelled domain is evaluated here.
+
+    Raises:
+        UserError: a file cannot be read or written, or a network does not fit.
+    """
+    shown = [name for name in (control, adapted) if name is not None]
+    check_predictors([predictors[name] for name in shown], domain.classes)
+    device = device or torch.device("cpu")
+    if metrics is None and domain.labelled and count > 0:
+        how: dict[str, Any] = {
+            "size": size,
+            "options": options,
+            "device": device,
+            "precision": precision,
+            "workers": workers,
+        }
+        metrics = {name: evaluate([predictors[name]], domain, **how) for name in shown}
+    scores = {name: _scores(metrics, name) for name in shown}
+    names = [item.name for item in domain.items]
+    choices = choose(names, count, scores.get(control or "", {}), scores[adapted], (control or "", adapted))
+    _clear(make_folder(folder))
+    entries = []
+    for number, choice in enumerate(choices):
+        item = domain.items[choice.index]
+        view = _View(item, size, options, device, precision)
+        nets = {"control": predictors[control] if control else None, "adapted": predictors[adapted]}
+        pictures = _pictures(view, nets, domain)
+        files = {kind: _save(folder, number, kind, picture) for kind, picture in pictures.items()}
+        miou = {name: _finite(scores[name].get(item.name)) for name in shown}
+        entries.append({"name": item.name, "caption": choice.caption, **files, "miou": miou})
+    write_json(folder / "index.json", entries)
+    return entries
+
+
+class _View:
+    """One image at the size of its panel, and the models' logits there."""
+
+    def __init__(
+        self, item: Item, size: tuple[int, int], options: Options | None, device: torch.device, precision: str
+    ) -> None:
+        self.item = item
+        self._options, self._device, self._precision = options, device, precision
+        self._pixels, self.original = load_resized(item.image, size)
+        width = min(WIDTH, self.original[1])
+        self.size = (width, max(1, round(self.original[0] * width / self.original[1])))
+
+    def image(self) -> Image.Image:
+        return Image.fromarray(load_resized(self.item.image, self.size)[0])
+
+    def logits(self, net: SegmentationNet) -> Float[Tensor, "1 K H W"]:
+        net.to(self._device)
+        with autocast(self._device, self._precision):
+            image = as_input(self._pixels, self._device)
+            return logits_at([net], image, (self.size[1], self.size[0]), self._options)
+
+
+def _pictures(view: _View, nets: Mapping[str, SegmentationNet | None], domain: Domain) -> dict[str, Image.Image | None]:
+    pictures: dict[str, Image.Image | None] = {"image": view.image()}
+    logits = {kind: None if net is None else view.logits(net) for kind, net in nets.items()}
+    for kind, values in logits.items():
+        known = None if values is None else class_ids(values)[0].cpu().numpy()
+        pictures[kind] = None if known is None else class_picture(known, domain.classes)
+    adapted = logits["adapted"]
+    pictures["entropy"] = None
+    if adapted is not None and adapted.shape[1] > 1:
+        pictures["entropy"] = entropy_picture(entropy(adapted)[0].cpu().numpy())
+    truth = truth_of(domain, view.item, view.original) if domain.labelled else None
+    pictures["truth"] = None if truth is None else class_picture(resize_nearest(truth, view.size), domain.classes)
+    return pictures
+
+
+def entropy_picture(values: Float[np.ndarray, "H W"]) -> Image.Image:
+    """Values in [0, 1] (H, W) as a palette image: 0-255 coloured in magma, dark is certain."""
+    levels: UInt8[np.ndarray, "H W"] = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+    picture = Image.fromarray(levels)
+    colours = np.rint(255 * colormaps["magma"](np.arange(256))[:, :3]).astype(np.uint8)
+    picture.putpalette(colours.flatten().tolist())
+    return picture
+
+
+def _scores(metrics: Mapping[str, Metrics] | None, name: str) -> dict[str, float]:
+    known = metrics.get(name) if metrics is not None else None
+    return {score.name: score.miou for score in known.per_image} if known is not None else {}
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+def _save(folder: Path, number: int, kind: str, picture: Image.Image | None) -> str | None:
+    if picture is None:
+        return None
+    name = f"{number:03d}-{kind}." + ("jpg" if kind == "image" else "png")
+    with atomic_path(folder / name) as path:
+        if kind == "image":
+            picture.save(path, quality=88)
+        else:
+            picture.save(path, optimize=True)
+    return name
+
+
+def _clear(folder: Path) -> None:
+    """Remove the panels of an earlier call, their index first: it never names a file of another call."""
+    for path in [folder / "index.json", *sorted(folder.glob("[0-9][0-9][0-9]-*"))]:
+        try:
+            with suppress(FileNotFoundError):
+                path.unlink()
+        except OSError as error:
+            raise UserError(f"cannot remove {path}: {error.strerror}", remedy="make the folder writable") from error

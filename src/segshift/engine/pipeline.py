@@ -1,0 +1,150 @@
+"""Stages in order: a finished one is skipped, an unfinished one goes on, one with other settings is set aside and redone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segshift.artefacts.store import make_folder, read_json, write_error, write_json
+from segshift.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: unique in the run; its folder is `NN-name`.
+        settings: everything that its result depends on besides the stages before it, as JSON.
+        purpose: one sentence for people: what the stage is for.
+        run: does the work in the stage's folder; called again after an interruption, it goes on.
+        info: further facts for the report, not part of the fingerprint.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    purpose: str
+    run: Callable[[Path], None]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def fingerprint(settings: dict[str, Any], before: str) -> str:
+    """Hex digest of a stage's settings and of all stages before it."""
+    text = json.dumps([before, settings], sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def folder_name(index: int, stage: Stage) -> str:
+    return f"{index:02d}-{stage.name}"
+
+
+def run_stages(root: Path, stages: list[Stage], say: Callable[[str], None]) -> None:
+    """Bring every stage of a run to its end. Running the same stages again resumes them.
+
+    Args:
+        root: the run's folder.
+        say: prints a line for people.
+
+    Raises:
+        UserError: a stage failed in a way that the user can mend; what was computed so far is kept.
+    """
+    make_folder(root)
+    before = ""
+    expected = {folder_name(i, stage) for i, stage in enumerate(stages, 1)}
+    for stale in sorted(root.glob("[0-9][0-9]-*")):
+        if stale.name not in expected and stale.suffix != ".aside":
+            _set_aside(stale, say, "no stage of this run any more")
+    for index, stage in enumerate(stages, 1):
+        folder = root / folder_name(index, stage)
+        before = fingerprint({"name": stage.name, **stage.settings}, before)
+        record = {"name": stage.name, "fingerprint": before, "purpose": stage.purpose, **stage.info}
+        _run_stage(folder, stage, record, f"[{index}/{len(stages)}] {stage.name}", say)
+
+
+def _run_stage(folder: Path, stage: Stage, record: dict[str, Any], title: str, say: Callable[[str], None]) -> None:
+    known = _read_record(folder)
+    if known is not None and known.get("fingerprint") != record["fingerprint"]:
+        _set_aside(folder, say, "its settings, its data or a stage before it changed")
+        known = None
+    if known is None and (twin := _finished_twin(folder, record["fingerprint"])):
+        _adopt(twin, folder)
+        say(f"{title}: reused from {twin} (same settings, same data)")
+        return
+    if known is not None and known.get("done"):
+        say(f"{title}: finished before, skipped")
+        return
+    say(f"{title}: {stage.purpose}" + (" (going on from its last checkpoint)" if known else ""))
+    make_folder(folder)
+    spent = float((known or {}).get("seconds", 0.0))
+    start = time.monotonic()
+    write_json(folder / "stage.json", {**record, "done": False, "seconds": spent})
+    done = False
+    try:
+        stage.run(folder)
+        done = True
+    finally:
+        seconds = round(spent + time.monotonic() - start, 1)
+        try:
+            write_json(folder / "stage.json", {**record, "done": done, "seconds": seconds})
+        except UserError:
+            # A full disk: the error that stopped the stage says so already.
+            if done:
+                raise
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    path = folder / "stage.json"
+    if not path.exists():
+        return None
+    try:
+        record = read_json(path)
+    except UserError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _set_aside(folder: Path, say: Callable[[str], None], why: str) -> None:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}.aside")).exists():
+        number += 1
+    try:
+        os.replace(folder, aside)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    say(f"{folder.name} is set aside as {aside.name}: {why}")
+
+
+def _finished_twin(folder: Path, wanted: str) -> Path | None:
+    """A finished stage of the same fingerprint in a run beside this one."""
+    for record in sorted(folder.parent.parent.glob("*/[0-9][0-9]-*/stage.json")):
+        if record.parent == folder or record.parent.suffix == ".aside":
+            continue
+        known = _read_record(record.parent)
+        if known and known.get("done") and known.get("fingerprint") == wanted:
+            return record.parent
+    return None
+
+
+def _adopt(twin: Path, folder: Path) -> None:
+    """Take over a finished stage: by hard links where the disk allows it, since finished files are never changed."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.copytree(twin, temporary, copy_function=link)
+        os.replace(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise write_error(folder, error) from error

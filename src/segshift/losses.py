@@ -1,0 +1,110 @@
+"""Losses as pure functions of tensors: no weights, no state, no reduction modes.
+
+Shapes: B images, K classes, H W pixels; labels are int64 train ids with `IGNORE` (255). Every function returns
+float32 whatever the precision of its input, and a mean over no pixel is 0 (with a gradient of 0), never NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from segshift.types import IGNORE
+
+SOURCE, TARGET = 0.0, 1.0
+"""Domain labels of the discriminators (AdaptSegNet, released code: source 0, target 1)."""
+
+
+def cross_entropy(logits: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
+    """Cross-entropy in nats, mean over the pixels that are not ignored; 0 where all are.
+
+    Args:
+        logits: (B, K, H, W) at the labels' resolution.
+        labels: (B, H, W) train ids in [0, K) or `IGNORE`.
+    """
+    valid = (labels != IGNORE).sum().clamp(min=1)
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / valid
+
+
+def _self_information(logits: Tensor) -> Tensor:
+    if logits.shape[1] < 2:
+        raise ValueError(f"entropy needs at least 2 classes, the logits have {logits.shape[1]}")
+    log_p = F.log_softmax(logits.float(), dim=1)
+    return log_p.exp() * log_p / -math.log(logits.shape[1])
+
+
+def self_information(logits: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
+    """Weighted self-information I = -p log p / log K of each class at each pixel; sums over K to `entropy`.
+
+    Source: Vu et al. (ADVENT), CVPR 2019, section 3.2. The normaliser is log K, so the base of the logarithm cancels.
+    """
+    return _self_information(logits)
+
+
+def entropy(logits: Float[Tensor, "B K H W"]) -> Float[Tensor, "B H W"]:
+    """Shannon entropy of softmax(logits) at each pixel, over log K: in [0, 1].
+
+    Source: Vu et al. (ADVENT), CVPR 2019, equation 2.
+    """
+    return _self_information(logits).sum(dim=1)
+
+
+def entropy_in_range(logits: Float[Tensor, "B K H W"], low: float, high: float) -> Float[Tensor, ""]:
+    """Mean `entropy` of the pixels between two quantiles of their own image's entropies (MinEnt+ER).
+
+    Args:
+        logits: (B, K, H, W).
+        low, high: quantiles, 0 <= low < high <= 1; (0, 1) is the plain mean of MinEnt.
+
+    Source: ADVENT section 3.1, whose text restricts the loss to a range; which range is not verified against the
+    paper (methods.md section 3), hence both bounds are arguments.
+    """
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"quantiles must satisfy 0 <= low < high <= 1, got low={low}, high={high}")
+    per_pixel = entropy(logits)
+    if (low, high) == (0, 1):
+        return per_pixel.mean()
+    # By rank and not by value: images with ties (large flat regions) still keep exactly (high - low) of their pixels.
+    ordered = per_pixel.flatten(1).sort(dim=1).values
+    first = min(int(low * ordered.shape[1]), ordered.shape[1] - 1)
+    last = max(int(high * ordered.shape[1]), first + 1)
+    return ordered[:, first:last].mean()
+
+
+def class_ratio_prior(
+    logits: Float[Tensor, "B K H W"], prior: Float[Tensor, " K"], mu: float
+) -> Float[Tensor, ""]:
+    """Penalty for predicting a class on a smaller share of the pixels than a relaxed prior: sum_c max(0, mu p_c - q_c).
+
+    Args:
+        logits: (B, K, H, W); q_c is the mean over all B H W pixels of the probability of class c.
+        prior: (K,) class shares of the source labels, summing to 1.
+        mu: relaxation in [0, 1]; 0 switches the penalty off.
+
+    Source: ADVENT section 3.3; the exact form is not verified against the paper (methods.md sections 3 and 20).
+    """
+    if not 0 <= mu <= 1:
+        raise ValueError(f"mu must lie in [0, 1], got {mu}")
+    predicted = logits.float().softmax(dim=1).mean(dim=(0, 2, 3))
+    return (mu * prior - predicted).clamp(min=0).sum()
+
+
+def domain_cross_entropy(scores: Float[Tensor, "B 1 h w"], domain: float) -> Float[Tensor, ""]:
+    """Binary cross-entropy of a discriminator's logits against one domain label, mean over the patch map.
+
+    Source: Tsai et al. (AdaptSegNet), CVPR 2018, equations 1 and 3; domain labels as in the released code.
+    """
+    scores = scores.float()
+    return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, domain))
+
+
+def domain_least_squares(scores: Float[Tensor, "B 1 h w"], domain: float) -> Float[Tensor, ""]:
+    """Squared distance of a discriminator's scores to one domain label, mean over the patch map (LS-GAN).
+
+    Source: Mao et al., ICCV 2017, as used by the AdaptSegNet release for its single-level LS-GAN variant.
+    """
+    return (scores.float() - domain).square().mean()

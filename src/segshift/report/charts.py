@@ -1,0 +1,158 @@
+"""Curves as coordinates of an inline SVG; the template draws them in the page's own colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from segshift.report.reading import Point, Stage
+from segshift.report.values import points, quantity
+
+WIDTH, HEIGHT = 380, 190
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 28
+MOST_POINTS = 400
+COLOURS = 6
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: SVG point lists of the raw values and of the smoothed ones; `dots` are (x, y, what the value is)."""
+
+    label: str
+    colour: int
+    raw: str
+    smooth: str
+    dots: tuple[tuple[float, float, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One pair of axes; ticks are (position, label), all positions in units of the view box."""
+
+    title: str
+    summary: str
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    lines: tuple[Line, ...]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True)
+class _Scale:
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        # Far outliers are cut off by the plot's edge anyway; SVG should not get numbers of any size.
+        return round(self.start + min(3.0, max(-2.0, share)) * (self.end - self.start), 2)
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that cover low … high: multiples of 1, 2 or 5 times a power of ten."""
+    span = high - low
+    if not math.isfinite(span) or span <= 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(span / count))
+    step = next((factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= count), 10 * power)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def smoothed(line: Sequence[Point]) -> list[Point]:
+    """Exponential moving average over about a twentieth of the curve, without the bias of its start."""
+    keep = max(0.0, 1.0 - 20.0 / max(1, len(line)))
+    total, weight, result = 0.0, 0.0, []
+    for step, value in line:
+        total, weight = keep * total + value, keep * weight + 1.0
+        result.append((step, total / weight))
+    return result
+
+
+def thinned(line: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most `most` points: of each stretch its lowest and its highest, so that spikes stay visible."""
+    if len(line) <= most:
+        return list(line)
+    stretch = math.ceil(2 * len(line) / most)
+    result: list[Point] = []
+    for begin in range(0, len(line), stretch):
+        part = line[begin : begin + stretch]
+        result.extend(sorted({min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])}))
+    return result
+
+
+def _path(line: Sequence[Point], x: _Scale, y: _Scale) -> str:
+    return " ".join(f"{x(step):g},{y(value):g}" for step, value in line)
+
+
+def _steps(low: int, high: int) -> tuple[_Scale, tuple[tuple[float, str], ...]]:
+    scale = _Scale(low, max(high, low + 1), LEFT, WIDTH - RIGHT)
+    ticks = [tick for tick in nice_ticks(low, max(high, low + 1), 5) if tick == int(tick)]
+    return scale, tuple((scale(tick), _thousands(int(tick))) for tick in ticks)
+
+
+def _thousands(step: int) -> str:
+    return f"{step / 1000:g}k" if step >= 10_000 else str(step)
+
+
+def _levels(low: float, high: float) -> _Scale:
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    bottom = 0.0 if 0 <= low < 0.4 * high else low - margin
+    return _Scale(bottom, high + margin, HEIGHT - BOTTOM, TOP)
+
+
+def loss_chart(name: str, line: Sequence[Point], colour: int) -> Chart:
+    """One loss over the steps: raw values faint, their moving average strong.
+
+    Args:
+        name: the loss's name in the log.
+        line: at least one (step, value), by step.
+        colour: which colour of the page, from 0.
+    """
+    smooth = smoothed(line)
+    ordered = sorted(value for _, value in line)
+    # A few spikes (the first steps mostly) must not flatten the rest: the axis covers the central 98 %.
+    edge = len(ordered) // 100
+    levels = [value for _, value in smooth] + [ordered[edge], ordered[-1 - edge]]
+    y = _levels(min(levels), max(levels))
+    x, x_ticks = _steps(line[0][0], line[-1][0])
+    last = smooth[-1]
+    summary = f"{quantity(smooth[0][1], 3)} → {quantity(last[1], 3)}" if len(smooth) > 1 else quantity(last[1], 3)
+    dots = ((x(last[0]), y(last[1]), quantity(last[1])),)
+    curve = Line(name, colour % COLOURS, _path(thinned(line), x, y), _path(thinned(smooth), x, y), dots)
+    y_ticks = tuple((y(tick), quantity(tick)) for tick in nice_ticks(y.low, y.high))
+    return Chart(name, summary, x_ticks, y_ticks, (curve,))
+
+
+def stage_charts(losses: Mapping[str, Sequence[Point]]) -> list[Chart]:
+    """A chart for each loss of a stage: losses differ in size by orders, so each has an axis of its own."""
+    return [loss_chart(name, line, colour) for colour, (name, line) in enumerate(losses.items()) if line]
+
+
+def miou_chart(stages: Sequence[Stage]) -> Chart | None:
+    """mIoU in percent points over the steps, a curve a stage; None where no stage was measured twice."""
+    measured = [stage for stage in stages if stage.miou]
+    if all(len(stage.miou) < 2 for stage in measured):
+        return None
+    values = [value for stage in measured for _, value in stage.miou]
+    steps = [step for stage in measured for step, _ in stage.miou]
+    y = _levels(min(values), max(values))
+    x, x_ticks = _steps(min(*steps, 0), max(steps))
+    lines, parts = [], []
+    for colour, stage in enumerate(measured):
+        dots = tuple((x(step), y(value), f"step {step}: {points(value)}") for step, value in stage.miou)
+        lines.append(Line(stage.name, colour % COLOURS, "", _path(stage.miou, x, y), dots if len(dots) <= 40 else ()))
+        best = max(stage.miou, key=lambda point: point[1])
+        last = stage.miou[-1]
+        peak = f" (best {points(best[1])} at step {best[0]})" if best[0] != last[0] else ""
+        parts.append(f"{stage.name} ends at {points(last[1])}{peak}")
+    y_ticks = tuple((y(tick), f"{100 * tick:g}") for tick in nice_ticks(y.low, y.high))
+    return Chart("mIoU while training", "; ".join(parts), x_ticks, y_ticks, tuple(lines))

@@ -1,0 +1,367 @@
+"""A run folder as it lies on the disk, read so that a missing or damaged part costs only itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from segshift.artefacts.store import read_json
+from segshift.errors import UserError
+from segshift.report.values import fraction, mapping, number, sequence, text, whole
+
+Point = tuple[int, float]
+
+KINDS: Mapping[str, str] = {
+    "image": "Image",
+    "control": "Source-only",
+    "adapted": "Adapted",
+    "entropy": "Entropy",
+    "truth": "Ground truth",
+}
+"""The pictures of a panel, in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one model scored; fractions in [0, 1], None where a value does not exist (class absent from the truth)."""
+
+    name: str
+    iou: tuple[float | None, ...]
+    shares: tuple[float | None, ...]
+    miou: float | None
+    miou16: float | None
+    miou13: float | None
+    pixel_accuracy: float | None
+    mean_accuracy: float | None
+    images: int | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """metrics.json: K classes with their colours, and the models measured on one labelled domain."""
+
+    domain: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    control: Model | None
+    adapted: Model | None
+    others: tuple[Model, ...]
+    verdict: str
+    helped: bool | None
+
+    @property
+    def gain(self) -> float | None:
+        """mIoU of the adapted model minus that of the control, a fraction."""
+        before = self.control.miou if self.control else None
+        after = self.adapted.miou if self.adapted else None
+        return None if before is None or after is None else after - before
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One NN-STAGE folder: what it was for and what its log says."""
+
+    folder: str
+    name: str
+    kind: str
+    method: str
+    purpose: str
+    steps: int | None
+    seconds: float | None
+    last_step: int | None
+    finished: bool
+    losses: Mapping[str, tuple[Point, ...]]
+    miou: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Pictures of one image, by the keys of `KINDS`; only files that lie inside panels/."""
+
+    name: str
+    caption: str
+    files: Mapping[str, Path]
+    control_miou: float | None
+    adapted_miou: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a report is made from, and in `problems` what could not be read."""
+
+    path: Path
+    name: str
+    settings_text: str
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    scores: Scores | None
+    stages: tuple[Stage, ...]
+    panels: tuple[Panel, ...]
+    legend: tuple[tuple[str, tuple[int, int, int]], ...]
+    problems: tuple[str, ...]
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the run went beyond training on the source alone."""
+        methods = [stage.method for stage in self.stages if stage.method]
+        return not methods or any(method != "source_only" for method in methods)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a stage did not end, or none has begun."""
+        return not self.stages or not all(stage.finished for stage in self.stages)
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder.
+
+    Args:
+        path: the folder that `segshift adapt` wrote.
+
+    Raises:
+        UserError: there is no such folder, or nothing in it is of a run.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist", "the folder of a run", "give the folder that adapt wrote with --out")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file", "the folder of a run", "give the folder that adapt wrote with --out")
+    problems: list[str] = []
+    settings_text, settings = _settings(path / "run.yaml", problems)
+    environment = mapping(_json(path, "env.json", problems))
+    metrics = _json(path, "metrics.json", problems) if (path / "metrics.json").exists() else None
+    scores = None if metrics is None else _scores(metrics, problems)
+    stages = tuple(_stage(folder, problems) for folder in _stage_folders(path))
+    panels = _panels(path, scores, problems) if (path / "panels").is_dir() else ()
+    if not settings_text and not stages and scores is None and not panels:
+        raise UserError(
+            f"{path} holds nothing of a run",
+            "run.yaml, metrics.json or stage folders such as 01-source",
+            "give the folder that adapt wrote with --out; if the run has only just begun, wait for its first stage",
+        )
+    return Run(
+        path=path,
+        name=path.resolve().name or "run",
+        settings_text=settings_text,
+        settings=settings,
+        environment=environment,
+        scores=scores,
+        stages=stages,
+        panels=panels,
+        legend=_legend(path, scores, problems),
+        problems=tuple(problems),
+    )
+
+
+def _json(run: Path, name: str, problems: list[str]) -> Any:
+    path = run / name
+    if not path.exists():
+        problems.append(f"{name} is missing")
+        return None
+    try:
+        return read_json(path)
+    except (UserError, RecursionError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        problems.append(f"{name} cannot be read ({reason})")
+        return None
+
+
+def _settings(path: Path, problems: list[str]) -> tuple[str, Mapping[str, Any]]:
+    if not path.exists():
+        problems.append("run.yaml is missing: the settings are not known")
+        return "", {}
+    try:
+        content = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        problems.append(f"run.yaml cannot be read ({error.strerror or error})")
+        return "", {}
+    try:
+        return content, mapping(yaml.safe_load(content))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problems.append(f"run.yaml is not valid YAML ({str(error).splitlines()[0]})")
+        return content, {}
+
+
+def _palette(value: object, classes: int) -> tuple[tuple[int, int, int], ...]:
+    colours: list[tuple[int, int, int]] = []
+    for entry in sequence(value)[:classes]:
+        levels = [whole(level) for level in sequence(entry)]
+        valid = [level for level in levels if level is not None and level <= 255]
+        colours.append((valid[0], valid[1], valid[2]) if len(valid) == 3 == len(levels) else (128, 128, 128))
+    return tuple(colours + [(128, 128, 128)] * (classes - len(colours)))
+
+
+def _short(name: str) -> str:
+    """A domain that is named by its whole path: by its last two folders."""
+    return "/".join(PurePath(name).parts[-2:]) if PurePath(name).is_absolute() else name
+
+
+def _model(name: str, value: object, classes: tuple[str, ...]) -> Model:
+    data = mapping(value)
+    iou = data.get("iou")
+    by_name = mapping(iou)
+    values = [by_name.get(name) for name in classes] if by_name else list(sequence(iou))
+    per_class = [fraction(item) for item in values[: len(classes)]]
+    rows = [[number(cell) or 0.0 for cell in sequence(row)] for row in sequence(data.get("confusion"))]
+    pixels = [sum(row) for row in rows[: len(classes)]]
+    total = sum(pixels)
+    shares = [count / total for count in pixels] if total > 0 and len(pixels) == len(classes) else []
+    return Model(
+        name=name,
+        iou=tuple(per_class + [None] * (len(classes) - len(per_class))),
+        shares=tuple(shares or [None] * len(classes)),
+        miou=fraction(data.get("miou")),
+        miou16=fraction(data.get("miou16")),
+        miou13=fraction(data.get("miou13")),
+        pixel_accuracy=fraction(data.get("pixel_accuracy")),
+        mean_accuracy=fraction(data.get("mean_accuracy")),
+        images=whole(data.get("images")),
+    )
+
+
+def _scores(value: object, problems: list[str]) -> Scores | None:
+    data = mapping(value)
+    if not mapping(data.get("models")):
+        problems.append("metrics.json holds no models")
+        return None
+    classes = tuple(text(name, "?") for name in sequence(data.get("classes")))
+    models = {name: _model(name, item, classes) for name, item in mapping(data.get("models")).items()}
+    control, adapted = models.get(text(data.get("control"))), models.get(text(data.get("adapted")))
+    for model in models.values():
+        if model.miou is None:
+            problems.append(f"metrics.json has no mIoU in [0, 1] for {model.name}")
+    verdict = mapping(data.get("verdict"))
+    helped = verdict.get("helped")
+    return Scores(
+        domain=_short(text(data.get("domain"), "the labelled part")),
+        classes=classes,
+        palette=_palette(data.get("palette"), len(classes)),
+        control=control,
+        adapted=adapted if adapted is not control else None,
+        others=tuple(model for model in models.values() if model is not control and model is not adapted),
+        verdict=text(verdict.get("text")),
+        helped=helped if isinstance(helped, bool) else None,
+    )
+
+
+def _legend(run: Path, scores: Scores | None, problems: list[str]) -> tuple[tuple[str, tuple[int, int, int]], ...]:
+    """Classes and their colours; a run without a labelled part has them beside its models."""
+    if scores is not None:
+        return tuple(zip(scores.classes, scores.palette, strict=True))
+    for folder in reversed(_stage_folders(run)):
+        if (folder / "model" / "config.json").exists():
+            described = mapping(_json(run, f"{folder.name}/model/config.json", problems)).get("classes")
+            names = tuple(text(name, "?") for name in sequence(mapping(described).get("names")))
+            return tuple(zip(names, _palette(mapping(described).get("palette"), len(names)), strict=True))
+    return ()
+
+
+def _stage_folders(run: Path) -> list[Path]:
+    # Stages that were set aside carry a dot in their name and are no part of the run any more.
+    return sorted(path for path in run.iterdir() if path.is_dir() and re.fullmatch(r"\d{2,}-[^.]+", path.name))
+
+
+def _stage(folder: Path, problems: list[str]) -> Stage:
+    described = (folder / "stage.json").exists()
+    data = mapping(_json(folder.parent, f"{folder.name}/stage.json", problems)) if described else {}
+    if not described:
+        problems.append(f"{folder.name} has no stage.json: it did not finish")
+    losses, miou, last_step = _log(folder, problems)
+    kind = text(data.get("kind"))
+    finished = bool(data) and data.get("done") is not False and (kind != "train" or (folder / "model").is_dir())
+    if described and data and not finished:
+        problems.append(f"{folder.name} did not finish")
+    return Stage(
+        folder=folder.name,
+        name=text(data.get("name"), folder.name.split("-", 1)[-1]),
+        kind=kind,
+        method=text(data.get("method")),
+        purpose=text(data.get("purpose")),
+        steps=whole(data.get("steps")),
+        seconds=number(data.get("seconds")),
+        last_step=last_step,
+        finished=finished,
+        losses=losses,
+        miou=miou,
+    )
+
+
+def _log(folder: Path, problems: list[str]) -> tuple[dict[str, tuple[Point, ...]], tuple[Point, ...], int | None]:
+    path = folder / "log.jsonl"
+    losses: dict[str, dict[int, float]] = {}
+    miou: dict[int, float] = {}
+    damaged, wrong, last_step = 0, 0, None
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    entry = mapping(json.loads(line))
+                except (ValueError, RecursionError):
+                    damaged += 1
+                    continue
+                step = whole(entry.get("step"))
+                if step is None:
+                    continue
+                last_step = max(step, last_step or 0)
+                for name, value in mapping(entry.get("loss")).items():
+                    if (level := number(value)) is not None:
+                        losses.setdefault(name, {})[step] = level
+                    else:
+                        wrong += 1
+                value = mapping(entry.get("val")).get("miou")
+                if (share := fraction(value)) is not None:
+                    miou[step] = share
+                elif value is not None:
+                    wrong += 1
+    except FileNotFoundError:
+        return {}, (), None
+    except OSError as error:
+        problems.append(f"{folder.name}/log.jsonl cannot be read ({error.strerror or error})")
+    if damaged:
+        problems.append(f"{folder.name}/log.jsonl: {damaged} damaged line{'s' * (damaged > 1)} left out")
+    if wrong:
+        problems.append(
+            f"{folder.name}/log.jsonl: {wrong} value{'s' * (wrong > 1)} (not finite, or no fraction) left out"
+        )
+    return {name: tuple(sorted(line.items())) for name, line in losses.items()}, tuple(sorted(miou.items())), last_step
+
+
+def _panels(run: Path, scores: Scores | None, problems: list[str]) -> tuple[Panel, ...]:
+    home = (run / "panels").resolve()
+    panels: list[Panel] = []
+    for position, item in enumerate(sequence(_json(run, "panels/index.json", problems))):
+        entry = mapping(item)
+        files: dict[str, Path] = {}
+        for kind in KINDS:
+            if not (name := text(entry.get(kind))):
+                continue
+            # The folder may come from somebody else: nothing outside it goes into a page that is passed on.
+            try:
+                path = (home / name).resolve()
+                inside = path.is_relative_to(home) and path.is_file()
+            except (OSError, ValueError):
+                inside = False
+            if inside:
+                files[kind] = path
+            else:
+                problems.append(f"panels/{name} is missing")
+        if not files:
+            continue
+        miou = mapping(entry.get("miou"))
+        control = scores.control.name if scores and scores.control else "control"
+        adapted = scores.adapted.name if scores and scores.adapted else "adapted"
+        panels.append(
+            Panel(
+                name=text(entry.get("name"), f"panel {position}"),
+                caption=text(entry.get("caption")),
+                files=files,
+                control_miou=fraction(miou.get("control", miou.get(control))),
+                adapted_miou=fraction(miou.get("adapted", miou.get(adapted))),
+            )
+        )
+    return tuple(panels)

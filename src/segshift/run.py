@@ -1,0 +1,230 @@
+"""From settings to a finished run: domains, networks, methods and stages put together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from segshift.artefacts.store import make_folder, read_json, write_json, write_text
+from segshift.config import RunSettings, StageSettings
+from segshift.data.domains import Domain
+from segshift.data.loader import batches
+from segshift.data.order import seed_of
+from segshift.data.statistics import class_frequency
+from segshift.data.views import ViewSettings
+from segshift.engine.evaluate import evaluate
+from segshift.engine.metrics import Metrics
+from segshift.engine.model import build_net, load_model, save_model
+from segshift.engine.pipeline import Stage, run_stages
+from segshift.engine.progress import Bar
+from segshift.engine.trainer import Loop, train
+from segshift.errors import UserError
+from segshift.methods import METHODS, Method
+from segshift.methods.base import Task
+from segshift.nets.base import SegmentationNet
+from segshift.nets.weights import load_published
+from segshift.setup import digest, dump_yaml, locked, look_at_data, method_settings, open_domains, resolved
+from segshift.types import Batch
+
+CURVE_IMAGES = 48
+"""Images that a point of the mIoU curve is measured on."""
+
+EMPTY = Batch(torch.empty(0, 3, 1, 1))
+"""The target batch of a method that needs none."""
+
+
+class Run:
+    """A run: its settings, resolved, its data, and its stages.
+
+    Args:
+        settings: with data and at least one stage.
+        root: the run's folder.
+        device: where to train.
+        say: prints a line for people.
+
+    Raises:
+        UserError: something is missing or does not fit; nothing has been written by then.
+    """
+
+    def __init__(self, settings: RunSettings, root: Path, device: torch.device, say: Callable[[str], None]) -> None:
+        if not settings.stages:
+            raise UserError("the settings have no stages", "at least one", "name a --recipe or a --method")
+        self.root, self.device, self.say = root, device, say
+        self.methods = {stage.name: method_settings(stage) for stage in settings.stages}
+        self.domains = open_domains(settings)
+        self.settings = resolved(settings, self.domains.target, device)
+        self._digests = {d.name: digest(d) for d in (self.domains.source, self.domains.target)}
+        look_at_data(self.domains)
+        self._net(self.settings.stages[0])  # wrong options or weights shall fail now, not after the first stage
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the images that enter the network."""
+        assert self.settings.size != "auto"
+        return self.settings.size
+
+    @property
+    def adapted(self) -> str:
+        """Name of the stage that gives the run's result."""
+        return self.settings.stages[-1].name
+
+    def folder(self, stage: str) -> Path:
+        """Folder of a training stage."""
+        return self.root / f"{[s.name for s in self.settings.stages].index(stage) + 1:02d}-{stage}"
+
+    def train(self) -> None:
+        """Bring all training stages to their end.
+
+        Raises:
+            UserError, Interrupted: what was computed is kept; the same call goes on.
+        """
+        make_folder(self.root)
+        write_text(self.root / "run.yaml", dump_yaml(self.settings))
+        run_stages(self.root, [self._stage(stage) for stage in self.settings.stages], self.say)
+
+    def predictors(self) -> dict[str, SegmentationNet]:
+        """The networks to compare: the control's, where there is one, then the adapted one."""
+        names = dict.fromkeys(name for name in (self.settings.control, self.adapted) if name)
+        return {name: load_model(self.folder(name), self.device).net for name in names}
+
+    def measure(self, nets: list[SegmentationNet], domain: Domain, limit: int | None = None, progress: Bar | None = None) -> Metrics:
+        """Evaluate an ensemble of networks on a labelled domain with the run's protocol."""
+        return evaluate(
+            nets,
+            domain,
+            size=self.size,
+            options=self.settings.evaluation,
+            device=self.device,
+            precision=self.settings.precision,
+            workers=self.settings.workers,
+            limit=limit,
+            progress=progress,
+        )
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes out of the run's folder, which is made where it is missing."""
+        return locked(make_folder(self.root))
+
+    def _stage(self, stage: StageSettings) -> Stage:
+        settings, method = self.settings, METHODS[stage.method]
+        decisive = {
+            "method": stage.method,
+            "steps": stage.steps,
+            "init": stage.init,
+            "settings": self.methods[stage.name].model_dump(mode="json"),
+            "net": settings.net.model_dump(mode="json"),
+            "size": self.size,
+            "source_view": self._view(True).model_dump(mode="json"),
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
+            "precision": settings.precision,
+            "clip": settings.clip,
+            "classes": self.domains.classes.names,
+            "source": self._digests["source"],
+        }
+        if method.needs:
+            decisive |= {"target_view": self._view(False).model_dump(mode="json"), "target": self._digests["target"]}
+        facts = {"kind": "train", "method": stage.method, "steps": stage.steps}
+        return Stage(stage.name, decisive, method.purpose, lambda folder: self._train(stage, folder), facts)
+
+    def _train(self, stage: StageSettings, folder: Path) -> None:
+        settings = self.settings
+        seed = seed_of(settings.seed, stage.name)
+        torch.manual_seed(seed)  # random weights of heads and discriminators
+        net = self._net(stage)
+        if stage.init is not None:
+            net.load_state_dict(load_model(self.folder(stage.init)).net.state_dict())
+        method = METHODS[stage.method].build(self.methods[stage.name], net, self._task(stage, folder))
+        loop = Loop(
+            steps=stage.steps,
+            seed=seed,
+            device=self.device,
+            precision=settings.precision,
+            clip=settings.clip,
+            checkpoint_every=settings.checkpoint_every,
+            log_every=settings.log_every,
+            validate_every=settings.validate_every,
+        )
+
+        @contextlib.contextmanager
+        def stream(start: int) -> Iterator[Iterator[tuple[Batch, Batch]]]:
+            with contextlib.ExitStack() as stack:
+                source = stack.enter_context(self._batches(True, seed, start, stage.steps))
+                target = iter([EMPTY] * (stage.steps - start))
+                if method.needs:
+                    target = stack.enter_context(self._batches(False, seed, start, stage.steps))
+                yield zip(source, checked(target, method), strict=True)
+
+        validate = self._curve_point if settings.validate_every and self.domains.val else None
+        train(method, stream, loop, folder, stage.name, validate)
+        options = {key: value for key, value in settings.net.options.items() if key != "weights"}
+        save_model(folder / "model", method.predictor(), settings.net.name, options, self.domains.classes, self.size)
+
+    def _batches(
+        self, is_source: bool, seed: int, start: int, stop: int
+    ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+        stream = batches(
+            self.domains.source if is_source else self.domains.target,
+            self._view(is_source),
+            batch_size=self.settings.batch_size,
+            seed=seed,
+            start=start,
+            stop=stop,
+            workers=self.settings.workers,
+            pin=self.device.type == "cuda",
+            cache=self.root / "cache" if self.settings.cache else None,
+        )
+        return contextlib.closing(stream)
+
+    def _view(self, is_source: bool) -> ViewSettings:
+        augment = self.settings.source_augment if is_source else self.settings.target_augment
+        size = (self.settings.source_size if is_source else None) or self.size
+        return ViewSettings(size=size, **augment.model_dump())
+
+    def _net(self, stage: StageSettings) -> SegmentationNet:
+        chosen = self.settings.net
+        net = build_net(chosen.name, len(self.domains.classes), chosen.options)
+        if chosen.checkpoint is not None and stage.init is None:
+            if chosen.layout is None:
+                raise UserError("net.checkpoint is set but net.layout is not", remedy="add `layout: …` under `net:`")
+            self.say(str(load_published(net, chosen.checkpoint, chosen.layout)))
+        return net
+
+    def _task(self, stage: StageSettings, folder: Path) -> Task:
+        shares = None
+        if self.methods[stage.name].wants_class_shares:
+            path = folder / "class_shares.json"
+            if not path.exists():
+                self.say("counting the classes of the source's labels")
+                write_json(path, class_frequency(self.domains.source, self._view(True).size).tolist())
+            shares = torch.tensor(read_json(path), dtype=torch.float32)
+        return Task(len(self.domains.classes), shares)
+
+    def _curve_point(self, net: SegmentationNet) -> dict[str, float]:
+        assert self.domains.val is not None
+        try:
+            return {"miou": self.measure([net], self.domains.val, limit=CURVE_IMAGES).miou}
+        except UserError as error:
+            # Training needs no labels of the target: a bad one costs a point of the curve, nothing else.
+            self.say(f"no point for the mIoU curve: {error.found}")
+            return {}
+
+
+def checked(stream: Iterator[Batch], method: Method) -> Iterator[Batch]:
+    """The target's batches, after making sure that they carry what the method needs.
+
+    Raises:
+        UserError: a field is missing.
+    """
+    for batch in stream:
+        for field in sorted(method.needs):
+            if getattr(batch, field, None) is None:
+                raise UserError(
+                    f"the method {type(method).__name__} needs {field!r} of every target image, which this stage's"
+                    " target does not carry",
+                    remedy="put the stage that makes it before this one",
+                )
+        yield batch

@@ -1,0 +1,182 @@
+"""What is settled before the first step of a run: data opened and looked at, settings resolved, methods built."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from segshift.artefacts.store import write_error
+from segshift.config import RunSettings, StageSettings, validated
+from segshift.data.classes import read_classes
+from segshift.data.domains import Domain, load_pair, open_domain
+from segshift.data.images import image_size
+from segshift.data.statistics import spread
+from segshift.errors import UserError, nearest
+from segshift.methods import METHODS, MethodSettings
+from segshift.types import IGNORE, ClassSet
+
+AUTO_PIXELS = 320 * 240
+LOOK_AT = 16
+"""Files of each domain that are decoded before the first step; `segshift check` reads them all."""
+
+
+@dataclass(frozen=True)
+class Domains:
+    """The opened data of a run; `val` is the only one of the target's that has labels."""
+
+    classes: ClassSet
+    source: Domain
+    target: Domain
+    val: Domain | None
+
+
+def open_domains(settings: RunSettings) -> Domains:
+    """List the files of every domain. Labels of the target are not looked at: only `val`, the part to evaluate on,
+    is opened with labels.
+
+    Raises:
+        UserError: a part is not declared, or cannot be used.
+    """
+    for part in ("classes", "source", "target"):
+        if getattr(settings, part) is None:
+            raise UserError(
+                f"no {part} is given", f"--{part} on the command line or `{part}:` in the settings", f"add --{part}"
+            )
+    assert settings.classes and settings.source and settings.target
+    classes = read_classes(settings.classes)
+    return Domains(
+        classes,
+        open_domain(settings.source, classes, labelled=True, name="source"),
+        open_domain(settings.target, classes, labelled=False, name="target"),
+        open_domain(settings.val, classes, labelled=True, name="val") if settings.val else None,
+    )
+
+
+def look_at_data(domains: Domains) -> None:
+    """Decode a few files of source and target as training will.
+
+    Raises:
+        UserError: one of them cannot be used, or no label of the source holds any class.
+    """
+    labelled = False
+    items = domains.source.items
+    for index in spread(len(items), LOOK_AT):
+        _, label, _ = load_pair(domains.source, items[index], None)
+        labelled |= label is not None and bool((label != IGNORE).any())
+    if not labelled:
+        raise UserError(
+            f"source {domains.source.settings.root}: every pixel of the labels looked at is ignored",
+            "labels with the classes of " + ", ".join(domains.classes.names),
+            "look at the class_map of the source; `segshift check` shows what the files hold",
+        )
+    for index in spread(len(domains.target.items), LOOK_AT // 4):
+        load_pair(domains.target, domains.target.items[index], None)
+
+
+def resolved(settings: RunSettings, target: Domain, device: torch.device) -> RunSettings:
+    """The settings with every `auto` replaced by what it means for this data and this machine."""
+    size, precision = settings.size, settings.precision
+    if size == "auto":
+        size = auto_size(*image_size(target.items[0].image))
+    if precision == "auto":
+        precision = "bf16" if has_bf16(device) else "fp32"
+    return settings.model_copy(update={"size": size, "precision": precision})
+
+
+def auto_size(height: int, width: int) -> tuple[int, int]:
+    """Width and height, multiples of 8, of about `AUTO_PIXELS` pixels in the shape of the image; never larger than it."""
+    scale = min(1.0, math.sqrt(AUTO_PIXELS / (height * width)))
+    return max(32, round(width * scale / 8) * 8), max(32, round(height * scale / 8) * 8)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    with contextlib.suppress(OSError):
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text() or "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    return False
+
+
+def method_settings(stage: StageSettings) -> MethodSettings:
+    """The typed settings of a stage's method.
+
+    Raises:
+        UserError: the method is unknown, or a setting of it.
+    """
+    if stage.method not in METHODS:
+        raise UserError(f"stage {stage.name}: unknown method {stage.method!r}; {nearest(stage.method, METHODS)}")
+    return validated(METHODS[stage.method].settings, stage.settings, f"stage {stage.name} ({stage.method})")
+
+
+def digest(domain: Domain) -> str:
+    """Hex digest of a domain's declaration and files (names and sizes): other data is another experiment, but the
+    folder may move."""
+    declaration = domain.settings.model_dump(mode="json", exclude={"root", "list", "limit"})
+    files = [
+        [item.name, item.image.stat().st_size, item.label.stat().st_size if item.label else None]
+        for item in domain.items
+    ]
+    return hashlib.sha256(json.dumps([declaration, files]).encode()).hexdigest()
+
+
+def dump_yaml(settings: RunSettings) -> str:
+    """All settings of a run, as a file that `segshift adapt` takes."""
+    content: dict[str, Any] = settings.model_dump(mode="json")
+    for part in ("classes", "source", "target", "val"):
+        if isinstance(content[part], dict):
+            content[part]["root"] = str(Path(content[part]["root"]).expanduser().resolve())
+        elif content[part] is not None:
+            content[part] = str(Path(content[part]).resolve())
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep a second segshift out of a run's folder; the lock dies with its process.
+
+    Raises:
+        UserError: another process works on the run.
+    """
+    path = root / ".lock"
+    try:
+        file = open(path, "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise write_error(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another segshift works on {root}", remedy="wait for it to end, or choose another --out"
+            ) from error
+        yield
+
+
+def devices(name: str) -> torch.device:
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}", "auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported", "auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r}: torch sees no CUDA device here", remedy="use --device cpu")
+    return device

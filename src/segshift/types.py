@@ -1,0 +1,81 @@
+"""The few types that every part shares.
+
+Shape legend, used in every docstring: B images, C channels, H W rows and columns of the image,
+h w rows and columns of the network's output grid, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+IGNORE = 255
+"""Train id of pixels that no loss and no metric counts."""
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """The classes of a task, in the order of their train ids.
+
+    Attributes:
+        names: K class names.
+        palette: K colours (red, green, blue), 0-255, used in every picture.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one domain as a step of training sees them.
+
+    Attributes:
+        image: (B, 3, H, W) float32 RGB in [0, 1]; networks normalise by themselves.
+        label: (B, H, W) int64 train ids with `IGNORE`, or None where the domain has no labels.
+        affine: (B, 3, 3) float32, maps a pixel centre (x, y, 1) of the view to the pixel centre of the file's image.
+        names: the B images' names, for messages.
+    """
+
+    image: Float[Tensor, "B 3 H W"]
+    label: Int64[Tensor, "B H W"] | None = None
+    affine: Float[Tensor, "B 3 3"] | None = None
+    names: tuple[str, ...] = field(default=())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device (copies overlap with work where the memory is pinned)."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        image = self.image.to(device, non_blocking=True)
+        return replace(self, image=image, label=move(self.label), affine=move(self.affine))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+
+        def pin(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.pin_memory()
+
+        return replace(self, image=self.image.pin_memory(), label=pin(self.label), affine=pin(self.affine))
+
+
+class Prediction(NamedTuple):
+    """What a network says of a batch, on its own coarse grid: networks never upsample.
+
+    Attributes:
+        logits: (B, K, h, w).
+        features: (B, D, h, w), the layer that `logits` are a function of.
+        aux: (B, K, h, w) logits of the auxiliary head, or None where the network has none.
+    """
+
+    logits: Float[Tensor, "B K h w"]
+    features: Float[Tensor, "B D h w"]
+    aux: Float[Tensor, "B K h w"] | None = None

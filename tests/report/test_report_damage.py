@@ -1,0 +1,69 @@
+"""Whatever is damaged in a run folder, there is a page of the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import write_run
+from page_reader import read
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "city-camvid", panels=2)
+
+
+def junk(rng: random.Random, depth: int = 0) -> Any:
+    leaves: list[Any] = [None, True, -1, 1e308, 10**400, math.nan, "", "x<y", "\ud800", [], {}, 0.5, 3]
+    if depth > 3 or rng.random() < 0.5:
+        return rng.choice(leaves)
+    if rng.random() < 0.5:
+        return [junk(rng, depth + 1) for _ in range(rng.randrange(4))]
+    keys = [
+        "models",
+        "classes",
+        "iou",
+        "miou",
+        "confusion",
+        "loss",
+        "val",
+        "step",
+        "name",
+        "image",
+        "palette",
+        "verdict",
+    ]
+    return {rng.choice(keys): junk(rng, depth + 1) for _ in range(rng.randrange(5))}
+
+
+def damaged(rng: random.Random, value: Any) -> Any:
+    """The same structure with some of its parts replaced by junk."""
+    if rng.random() < 0.08:
+        return junk(rng)
+    if isinstance(value, dict):
+        return {key: damaged(rng, item) for key, item in value.items()}
+    return [damaged(rng, item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_damage_gives_a_page(run: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    for path in sorted([*run.rglob("*.json"), *run.rglob("*.jsonl"), run / "run.yaml"]):
+        fate = rng.random()
+        if fate < 0.15:
+            path.unlink()
+        elif fate < 0.3:
+            content = path.read_bytes()
+            path.write_bytes(content[: rng.randrange(len(content))] + rng.choice([b"", b"\xff\xfe\0"]))
+        elif fate < 0.6 and path.suffix == ".json":
+            path.write_text(json.dumps(damaged(rng, json.loads(path.read_text()))))
+        elif fate < 0.7:
+            path.write_text(json.dumps(junk(rng)))
+    html, page = read(run)
+    assert "<h1>" in html
+    assert "What was run" in page.text
