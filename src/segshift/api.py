@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segshift import check as checking
-from segshift import recipes
+from segshift import checking, recipes
 from segshift.config import RunSettings, apply_set, merge, read_yaml, validated
 from segshift.data.classes import read_classes
 from segshift.data.domains import DomainSettings, open_domain
@@ -87,13 +86,14 @@ def compose(
         content = merge(recipes.read(recipe), content)
     if data is not None:
         content = merge(content, read_yaml(Path(data)))
-    for name, root in (("source", source), ("target", target), ("val", val)):
+    for part, root in (("source", source), ("target", target), ("val", val)):
         if root is not None:
-            content = merge(content, {name: {"root": str(root)}})
+            content = merge(content, {part: {"root": str(root)}})
     if classes is not None:
         content["classes"] = str(classes)
     content = apply_set(content, list(set))
-    if not control and (name := content.get("control")):
+    name = content.get("control")
+    if name and not control:
         content["control"] = None
         needed = {stage.get("init") for stage in content["stages"]}
         last = content["stages"][-1].get("name")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from segshift.data.domains import DomainSettings
 from segshift.engine.inference import Options
 from segshift.errors import UserError, nearest
+from segshift.nets.weights import LayoutName
 
 
 class _Settings(BaseModel):
@@ -28,7 +29,7 @@ class NetSettings(_Settings):
     name: str = "deeplab_lite"
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the network's builder")
     checkpoint: Path | None = Field(None, description="published weights to start from; needs `layout`")
-    layout: str | None = Field(None, description="key layout of `checkpoint`: see segshift.nets.weights")
+    layout: LayoutName | None = Field(None, description="key layout of `checkpoint`: see segshift.nets.weights")
 
 
 class AugmentSettings(_Settings):

@@ -1,4 +1,4 @@
-"""The built-in pair of domains: clear day with labels → dusk and fog without, and a small labelled part to measure on."""
+"""The built-in pair of domains: clear day with labels → dusk and fog without, and a small labelled part for figures."""
 
 from __future__ import annotations
 

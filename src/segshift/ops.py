@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def upsample(logits: Float[Tensor, "B C h w"], size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+def upsample(logits: Float[Tensor, "B C h w"], size: Sequence[int]) -> Float[Tensor, "B C H W"]:
     """Bilinear upsampling in float32 with aligned corners, as ADVENT, AdaptSegNet and ProDA do it.
 
     Equals `F.interpolate(mode="bilinear", align_corners=True)` to rounding, as two small matrix products: on CPU that

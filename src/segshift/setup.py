@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,9 @@ def open_domains(settings: RunSettings) -> Domains:
             raise UserError(
                 f"no {part} is given", f"--{part} on the command line or `{part}:` in the settings", f"add --{part}"
             )
-    assert settings.classes and settings.source and settings.target
+    assert settings.classes is not None
+    assert settings.source is not None
+    assert settings.target is not None
     classes = read_classes(settings.classes)
     return Domains(
         classes,
@@ -94,7 +97,7 @@ def resolved(settings: RunSettings, target: Domain, device: torch.device) -> Run
 
 
 def auto_size(height: int, width: int) -> tuple[int, int]:
-    """Width and height, multiples of 8, of about `AUTO_PIXELS` pixels in the shape of the image; never larger than it."""
+    """Width and height, multiples of 8, of about `AUTO_PIXELS` pixels in the image's shape, and not above its size."""
     scale = min(1.0, math.sqrt(AUTO_PIXELS / (height * width)))
     return max(32, round(width * scale / 8) * 8), max(32, round(height * scale / 8) * 8)
 
@@ -102,7 +105,7 @@ def auto_size(height: int, width: int) -> tuple[int, int]:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 rather than emulating it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     with contextlib.suppress(OSError):
         return "avx512_bf16" in Path("/proc/cpuinfo").read_text() or "amx_bf16" in Path("/proc/cpuinfo").read_text()
     return False
@@ -153,6 +156,8 @@ def locked(root: Path) -> Iterator[None]:
         file = open(path, "w")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise write_error(path, error) from error
+    # Processes that read images shall not hold the lock: they outlive a killed run by seconds.
+    os.register_at_fork(after_in_child=file.close)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
 from segshift.data.classes import make_classes
 from segshift.types import ClassSet
 
@@ -18,7 +20,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def save(path: Path, values: np.ndarray, mode: str | None = None, **options: object) -> Path:
+def save(path: Path, values: np.ndarray, mode: str | None = None, **options: Any) -> Path:
     """Write an array as an image file, its folders included."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(values)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_makers import CLASSES, folders, label, picture, save
+
 from segshift.data import cache as cache_module
 from segshift.data.cache import cache_key, open_cache
 from segshift.data.domains import Domain, DomainSettings, load_pair, open_domain

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from data_makers import CLASSES, folders, label, palette_png, picture, png16, save
 from pydantic import ValidationError
+
 from segshift.data.classes import CITYSCAPES_19, CITYSCAPES_COLOURS, make_classes
 from segshift.data.domains import Domain, DomainSettings, load_label, load_pair, open_domain
 from segshift.data.tables import CAMVID_32

@@ -11,6 +11,7 @@ from data_makers import picture, png16, save
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
 from segshift.data.images import (
     as_float,
     image_size,

@@ -10,6 +10,7 @@ import pytest
 from data_makers import CLASSES, label, palette_png, png16, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from segshift.data.classes import CITYSCAPES_19, SIXTEEN, make_classes
 from segshift.data.labels import Decoder, decode_file, read_label, read_values
 from segshift.data.mapping import build_decoder
@@ -116,7 +117,8 @@ def test_unmapped_ids_say_what_to_do(tmp_path: Path) -> None:
     labels, unmapped = decode_file(path, plain())
     assert unmapped == {17: 64}
     assert (labels[:2] == 255).all()
-    for fix in ({17: "ignore"}, {"17": "ignore"}, {"*": "ignore"}):
+    fixes: list[dict[str | int, str]] = [{17: "ignore"}, {"17": "ignore"}, {"*": "ignore"}]
+    for fix in fixes:
         fixed = read_label(path, plain(fix))
         assert (fixed[:2] == 255).all()
         assert np.array_equal(fixed[2:], ids[2:]), "a map that only ignores keeps the train ids"
@@ -216,9 +218,9 @@ def test_carla_red_channel(tmp_path: Path) -> None:
 def test_camvid_colours_and_ids(tmp_path: Path) -> None:
     classes = make_classes(["road", "sidewalk", "building", "fence", "pole", "sign", "vegetation", "sky", "person",
                             "vehicle", "bicyclist"])  # fmt: skip
-    expected = {"Road": 0, "LaneMkgsDriv": 0, "Sidewalk": 1, "Building": 2, "Fence": 3, "Column_Pole": 4, "SignSymbol": 5,
-                "Tree": 6, "VegetationMisc": 6, "Sky": 7, "Pedestrian": 8, "Child": 8, "Car": 9, "SUVPickupTruck": 9,
-                "Truck_Bus": 9, "Bicyclist": 10, "Void": 255}  # fmt: skip
+    expected = {"Road": 0, "LaneMkgsDriv": 0, "Sidewalk": 1, "Building": 2, "Fence": 3, "Column_Pole": 4,
+                "SignSymbol": 5, "Tree": 6, "VegetationMisc": 6, "Sky": 7, "Pedestrian": 8, "Child": 8, "Car": 9,
+                "SUVPickupTruck": 9, "Truck_Bus": 9, "Bicyclist": 10, "Void": 255}  # fmt: skip
     colours = build_decoder(classes, CAMVID_COLOURS, None, domain="d")
     row = np.array([[CAMVID_32[name] for name in expected]], np.uint8)
     assert read_label(save(tmp_path / "c.png", row), colours)[0].tolist() == list(expected.values())

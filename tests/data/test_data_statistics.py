@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from data_makers import CLASSES, folders, label, picture, save
 from PIL import Image
+
 from segshift.data.contact import class_histogram, colour_label, contact_sheet, overlay
 from segshift.data.domains import Domain, DomainSettings, open_domain
 from segshift.data.images import resize_nearest

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
+
 from segshift.data.images import as_float, nearest_indices, resize_nearest
 from segshift.data.views import PADDING, Draw, ViewSettings, affine_of, cut, draw, recolour
 
@@ -57,7 +58,7 @@ def test_affine_is_exact_on_coordinate_gradients(
         assert np.abs(found - points[axis][well]).max(initial=0) < 1.6 * file[axis] / 255 + 0.02
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(st.floats(0.4, 2.5), st.booleans(), st.integers(0, 2**40))
 def test_label_and_image_stay_together(scale: float, flip: bool, seed: int) -> None:
     view = ViewSettings(size=(96, 64), crop=(70, 80), scale=(scale, scale), flip=flip)
@@ -70,8 +71,15 @@ def test_label_and_image_stay_together(scale: float, flip: bool, seed: int) -> N
     padded = (seen == PADDING).all(-1)
     assert (seen_label[padded] == 255).all()
     assert not (seen_label[~padded] == 255).any()
-    difference = np.abs(seen[..., 0].astype(int) - seen_label.astype(int) * 60)[~padded]
-    assert (difference > 30).mean() < 0.04, "only pixels at the border of two blocks may differ"
+    off = np.abs(seen[..., 0].astype(int) - seen_label.astype(int) * 60) > 45
+    border = np.zeros_like(off)
+    border[:, 1:] = seen_label[:, 1:] != seen_label[:, :-1]
+    border[1:] |= seen_label[1:] != seen_label[:-1]
+    reach = 1 + int(np.ceil(scale))
+    near = [np.roll(border, (y, x), (0, 1)) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1)]
+    wrong = off & ~np.any(near, axis=0) & ~padded
+    # The border of two blocks may lie just outside the view.
+    assert not wrong[reach:-reach, reach:-reach].any(), "only pixels at the border of two blocks may differ"
 
 
 def test_label_pixels_are_those_that_the_affine_names() -> None:
@@ -102,14 +110,14 @@ def test_plain_view_is_the_image_itself() -> None:
 def test_working_size_only() -> None:
     chance = Draw((320, 240), (0, 0), False, NEUTRAL, 0.0)
     matrix = affine_of(ViewSettings(size=(320, 240)), chance, (360, 480))
-    assert np.allclose(matrix, [[1.5, 0, 0.25], [0, 1.5, 0.25], [0, 0, 1]])
+    assert matrix.tolist() == [[1.5, 0, 0.25], [0, 1.5, 0.25], [0, 0, 1]]
 
 
 def test_flip_mirrors_and_says_so() -> None:
     view = ViewSettings(size=(32, 24), flip=True)
     chance = Draw((32, 24), (0, 0), True, NEUTRAL, 0.0)
     assert np.array_equal(cut(picture(0), None, view, chance)[0], picture(0)[:, ::-1])
-    assert np.allclose(affine_of(view, chance, (24, 32)) @ [0, 5, 1], [31, 5, 1])
+    assert (affine_of(view, chance, (24, 32)) @ np.array([0, 5, 1])).tolist() == [31, 5, 1]
 
 
 def test_a_scaled_crop_is_the_crop_of_the_scaled_image() -> None:

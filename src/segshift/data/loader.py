@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def batches(
     pin: bool = False,
     cache: Path | None = None,
     shard: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """One batch a step, for the steps start, start + 1, …, stop - 1.
 
     Every batch is a function of the seed, the step, the domain's name and files alone: the number of workers, the
@@ -141,7 +141,9 @@ def _frame(domain: Domain, size: Size | None, index: int) -> Frame:
     return Frame(item.name, as_float(image), original, item.image)
 
 
-def frames(domain: Domain, size: Size | None, *, workers: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Frame]:
+def frames(
+    domain: Domain, size: Size | None, *, workers: int, shard: tuple[int, int] = (0, 1)
+) -> Generator[Frame, None, None]:
     """The domain's images in their order, one at a time, resized to (w, h); None keeps their own size. No labels.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -32,6 +32,10 @@ def _as_is(value: T) -> T:
     return value
 
 
+def _nothing() -> None:
+    return None
+
+
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group: the parent alone decides, and its handlers are none of the workers'.
@@ -39,7 +43,9 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def stream(task: Callable[[int], T], order: Sequence[int], *, workers: int, pin: bool = False) -> Iterator[T]:
+def stream(
+    task: Callable[[int], T], order: Sequence[int], *, workers: int, pin: bool = False
+) -> Generator[T, None, None]:
     """The results of `task` for each number of `order`, in this order.
 
     Closing the iterator ends the workers. The global random state is neither read nor changed.
@@ -83,5 +89,6 @@ def stream(task: Callable[[int], T], order: Sequence[int], *, workers: int, pin:
                 raise result
             yield cast(T, result)
     finally:
-        # The last reference: its destructor stops and joins the workers.
-        del results
+        # The destructor would do this, but the traceback of an error or of Ctrl-C keeps the iterator alive.
+        shut_down: Callable[[], None] = getattr(results, "_shutdown_workers", _nothing)
+        shut_down()

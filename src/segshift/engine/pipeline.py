@@ -1,4 +1,4 @@
-"""Stages in order: a finished one is skipped, an unfinished one goes on, one with other settings is set aside and redone."""
+"""Stages in order: a finished one is skipped, an unfinished one goes on, one with other settings is set aside."""
 
 from __future__ import annotations
 

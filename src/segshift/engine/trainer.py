@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -77,20 +78,14 @@ def train(
     state = checkpoint.LoopState(0, 0, {})
     if path.exists():
         state = checkpoint.restore(path, method, {name: t.optimizer for name, t in tuned.items()})
-    log = _Log(folder / "log.jsonl", state)
     if state.step >= loop.steps:
         return
-
-    def save(step: int) -> None:
-        reached = checkpoint.LoopState(step, log.flush(), log.sums)
-        checkpoint.save(path, method, {name: t.optimizer for name, t in tuned.items()}, reached)
-
     finite = FiniteCheck(title, path)
     with (
+        _Log(folder / "log.jsonl", state) as log,
         _stop_signals() as stopped,
         batches(state.step) as stream,
         track(title, loop.steps, state.step) as bar,
-        log,
     ):
         for step, (source, target) in zip(range(state.step, loop.steps), stream, strict=False):
             losses = one_step(method, tuned, source.to(loop.device), target.to(loop.device), step, loop)
@@ -106,8 +101,10 @@ def train(
                 method.train()
             if last or done % loop.checkpoint_every == 0 or stopped.is_set():
                 finite.settle()
-                save(done)
-            if stopped.is_set() and not last:
+                finite.weights(step, method, source, target)
+                reached = checkpoint.LoopState(done, log.flush(), log.sums)
+                checkpoint.save(path, method, {name: t.optimizer for name, t in tuned.items()}, reached)
+            if stopped.is_set():
                 raise Interrupted(f"stopped after step {done} of {loop.steps}; run the same command to go on")
 
 
@@ -163,11 +160,10 @@ class FiniteCheck:
         values, arrived = torch.stack(list(losses.values())), None
         if values.is_cuda:
             values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
-        images = f"source {', '.join(source.names)}" + (f"; target {', '.join(target.names)}" if target.names else "")
         self.settle()
-        self._pending = (step, values, arrived, list(losses), images)
+        self._pending = (step, values, arrived, list(losses), _images(source, target))
         if arrived is None:
             self.settle()
 
@@ -184,15 +180,34 @@ class FiniteCheck:
         if arrived is not None:
             arrived.synchronize()
         bad = [f"{name} = {value}" for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
-        if not bad:
-            return
+        if bad:
+            raise self._error(step, f"the loss is not finite ({', '.join(bad)})", "losses", images)
+
+    def weights(self, step: int, method: Method, source: Batch, target: Batch) -> None:
+        """Keep weights that the step's gradients broke out of the checkpoint: the loss may have been finite still.
+
+        Raises:
+            UserError: a weight is not finite.
+        """
+        numbers = {name: value for name, value in method.state_dict().items() if value.is_floating_point()}
+        finite = torch.stack([value.isfinite().all() for value in numbers.values()]).tolist()
+        bad = [name for name, good in zip(numbers, finite, strict=True) if not good]
+        if bad:
+            named = f"{bad[0]} and {len(bad) - 1} more" if len(bad) > 1 else bad[0]
+            raise self._error(step, f"the weights are not finite any more ({named})", "weights", _images(source, target))
+
+    def _error(self, step: int, found: str, wanted: str, images: str) -> UserError:
         kept = "the last checkpoint is intact" if self._checkpoint.exists() else "no checkpoint was written yet"
-        raise UserError(
-            f"{self._title}, step {step + 1}: the loss is not finite ({', '.join(bad)})\nimages: {images}",
-            "finite losses",
+        return UserError(
+            f"{self._title}, step {step + 1}: {found}\nimages: {images}",
+            f"finite {wanted}",
             "look at these images and labels; lower the learning rate (--set STAGE.optimizer.lr=…), clip gradients"
             f" (--set clip=1), or train with --set precision=fp32 ({kept})",
         )
+
+
+def _images(source: Batch, target: Batch) -> str:
+    return f"source {', '.join(source.names)}" + (f"; target {', '.join(target.names)}" if target.names else "")
 
 
 class _Log:
@@ -238,6 +253,7 @@ class _Log:
         """Bring the log to the disk; its length in bytes."""
         try:
             self._file.flush()
+            os.fsync(self._file.fileno())
             return self._file.tell()
         except OSError as error:
             raise write_error(self._path, error) from error

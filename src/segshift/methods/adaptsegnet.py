@@ -28,7 +28,7 @@ from segshift.types import Batch
 
 
 class AlignmentSettings(MethodSettings):
-    """What alignment of the output space needs. Defaults: the AdaptSegNet release, multi-level (methods.md section 2)."""
+    """What alignment of the output space needs. Defaults: AdaptSegNet's release, multi-level (methods.md section 2)."""
 
     aux_weight: float = Field(0.1, ge=0, description="weight of the auxiliary head's cross-entropy, where there is one")
     adversarial_weight: float = Field(1e-3, ge=0, description="main head; the release uses 0.01 with least squares")

@@ -70,7 +70,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Tuned:
-    """An optimiser and its pure schedule: at `step` of `steps`, every group has lr = its own base * factor(step, steps)."""
+    """An optimiser and its pure schedule: at `step` of `steps`, a group has lr = its own base * factor(step, steps)."""
 
     optimizer: torch.optim.Optimizer
     factor: Callable[[int, int], float]
@@ -87,7 +87,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def step(self, source: Batch, target: Batch) -> Iterator[dict[str, Tensor]]:
-        """Yield groups of weighted scalar losses; each group is summed and differentiated before the next is asked for."""
+        """Yield groups of weighted scalar losses; each is summed and differentiated before the next is asked for."""
 
     @abstractmethod
     def tuned(self) -> dict[str, Tuned]:

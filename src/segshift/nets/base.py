@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class SegmentationNet(nn.Module, ABC):
     def _batch_norms(self) -> Iterator[nn.Module]:
         return (module for module in self.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)))
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> SegmentationNet:
         super().train(mode)
         if self.batch_norm == "frozen":
             for module in self._batch_norms():

@@ -36,13 +36,14 @@ CHANNELS_OUT = 320
 class DepthwiseOnCpu(torch.autograd.Function):
     """Depthwise convolution of stride 1 and SAME padding with a quicker backward pass for CPUs.
 
-    torch's own has no fast kernel for dilations and for bfloat16 (measured: 20 to 90 ms a layer where these take 5):
-    the gradient of the input is a convolution with the reversed weight, that of the weight is taken in float32.
+    torch's own has no fast kernel for dilations and for bfloat16 (1152 channels of 15 x 20, 5x5, dilation 2:
+    49 ms on one EPYC core, 7 ms here): the gradient of the input is a convolution with the reversed weight, that of the
+    weight is taken in float32.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-        """(B, C, H, W), (C, 1, k, k) with k odd → (B, C, H, W)."""
+        """Convolve: (B, C, H, W), (C, 1, k, k) with k odd → (B, C, H, W)."""
         ctx.save_for_backward(x, weight)
         ctx.dilation = dilation
         return _depthwise(x, weight.to(x.dtype), dilation)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from segshift.errors import UserError
+from segshift.errors import UserError, nearest
 from segshift.nets.normalise import Normalisation, Normalise
 
 LayoutName = Literal[
@@ -214,7 +214,9 @@ def load_published(
             input in another way than these weights want. The network is then unchanged.
     """
     if layout not in LAYOUTS:
-        raise UserError(f"weights layout {layout!r} is not known", "one of " + ", ".join(LAYOUTS))
+        raise UserError(
+            f"weights layout {layout!r} is not known", "one of " + ", ".join(LAYOUTS), nearest(layout, LAYOUTS)
+        )
     checkpoint: Mapping[str, Any]
     if isinstance(state_dict_or_path, (str, Path)):
         path = Path(state_dict_or_path)

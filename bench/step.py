@@ -1,0 +1,123 @@
+"""Time of a training step of each method over the time of the bare network passes that it must do.
+
+    python bench/step.py                                         # CPU, 128x256 crops
+    python bench/step.py --device cuda --height 512 --width 1024 --batch 1 --classes 19
+
+Bare passes: forward and backward of the segmentation network (and, in adversarial methods, of the discriminators) on
+the same shapes in the same precision, with nothing around them: no upsampling, no loss, no optimiser, no checks.
+Step: `segshift.engine.trainer.one_step` and the trainer's finite check, that is everything but reading images.
+Both are timed in turns (A B A B …), so that what else the machine does meets both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segshift.engine.trainer import FiniteCheck, Loop, one_step
+from segshift.methods import METHODS
+from segshift.methods.base import Task, levels
+from segshift.nets import NETS, PatchDiscriminator
+from segshift.types import Batch
+
+BUILD: dict[str, dict[str, Any]] = {"deeplab_lite": {"weights": "none"}, "deeplab_v2_resnet101": {"aux": True}}
+
+
+def bare_passes(net: nn.Module, discriminators: nn.ModuleList, loop: Loop, batch: Batch, images: int) -> None:
+    """The network passes of a step: `images` batches through the network, and three through each discriminator."""
+
+    def both_ways(module: nn.Module, inputs: Tensor) -> list[Tensor]:
+        with torch.autocast(loop.device.type, torch.bfloat16, enabled=loop.precision == "bf16"):
+            out = module(inputs)
+            outputs = levels(out) if module is net else [out]
+        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+        return outputs
+
+    for _ in range(images):
+        both_ways(net, batch.image)
+    for discriminator in discriminators:
+        assert isinstance(discriminator, PatchDiscriminator)
+        size = (len(batch.image), discriminator.in_channels, *batch.image.shape[-2:])
+        maps = torch.rand(size, device=loop.device)
+        discriminator.requires_grad_(False)
+        both_ways(discriminator, maps.requires_grad_())
+        discriminator.requires_grad_(True)
+        both_ways(discriminator, maps.detach())
+        both_ways(discriminator, maps.detach())
+    for module in (net, discriminators):
+        module.zero_grad(set_to_none=True)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(net_name: str, method_name: str, precision: str, options: argparse.Namespace) -> str:
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    size = (options.batch, options.height, options.width)
+    image = torch.rand(size[0], 3, *size[1:], device=device)
+    label = torch.randint(0, options.classes, size, device=device)
+    source, target = Batch(image, label, names=("a",)), Batch(image.flip(0), names=("b",))
+    net = NETS[net_name](options.classes, **BUILD[net_name])
+    entry = METHODS[method_name]
+    method = entry.build(entry.settings(), net, Task(options.classes)).to(device).train()
+    tuned = method.tuned()
+    loop = Loop(10**6, 0, device, precision)
+    check = FiniteCheck("bench", Path("none"))
+    discriminators = getattr(method, "discriminators", nn.ModuleList())
+
+    def bare() -> None:
+        bare_passes(net, discriminators, loop, source, 2 if entry.needs else 1)
+
+    def step() -> None:
+        check(0, one_step(method, tuned, source, target, 0, loop), source, target)
+
+    for work in (bare, step, bare, step):
+        work()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    pairs = [(timed(bare, device), timed(step, device)) for _ in range(options.rounds)]
+    bare_s, step_s = (statistics.median(times) for times in zip(*pairs, strict=True))
+    best = min(step for _, step in pairs) / min(bare for bare, _ in pairs)
+    memory = f"  {torch.cuda.max_memory_allocated() / 2**30:6.2f} GiB" if device.type == "cuda" else ""
+    return (
+        f"{net_name:22} {method_name:12} {precision}  bare {1e3 * bare_s:8.1f} ms  step {1e3 * step_s:8.1f} ms"
+        f"  ratio {step_s / bare_s:5.3f}  ratio of the fastest {best:5.3f}  {size[0] / step_s:6.2f} images/s{memory}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--height", type=int, default=128)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--classes", type=int, default=19)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--nets", nargs="*", default=list(BUILD))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--precisions", nargs="*", default=["fp32", "bf16"])
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options}")
+    for net in options.nets:
+        for precision in options.precisions:
+            for method in options.methods:
+                print(measure(net, method, precision, options), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Runs the command line again and again in forks of one process, so that twenty runs pay for one import of torch.
+
+Reads a job a line from standard input, {"argv": […], "output": file, "die": [function, number, moment] or null}, and
+answers with two lines: the process id, and the exit code (negative: the signal). With "die" the process kills itself
+with SIGKILL at the number-th call of a function: before it, after it, or half-way (of torch.save: half a file is there).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import segshift.api
+from segshift import cli
+
+MODULES: dict[str, Any] = {"os": os, "torch": torch}
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(name: str, number: int, moment: str) -> None:
+    """Replace a function, "os.fsync" say, by one that ends this process at its number-th call."""
+    module, _, function = name.partition(".")
+    original: Callable[..., Any] = getattr(MODULES[module], function)
+    owner, calls = os.getpid(), 0
+
+    def mortal(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += os.getpid() == owner
+        if calls < number or os.getpid() != owner:
+            return original(*args, **kwargs)
+        if moment == "half":
+            buffer = io.BytesIO()
+            original(args[0], buffer)
+            Path(args[1]).write_bytes(buffer.getvalue()[: buffer.tell() // 2])
+        if moment == "after":
+            original(*args, **kwargs)
+        kill_self()
+        raise AssertionError("nothing survives SIGKILL")
+
+    setattr(MODULES[module], function, mortal)
+
+
+def child(job: dict[str, Any]) -> int:
+    """The forked process: the command line with its output in a file."""
+    output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(0)
+    if job["die"]:
+        die_at(*job["die"])
+    sys.argv = ["segshift", *job["argv"]]
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 99
+    return 0
+
+
+def main() -> None:
+    assert segshift.api
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            code = child(json.loads(line))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        answer(pid)
+        answer(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def answer(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

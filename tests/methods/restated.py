@@ -1,0 +1,170 @@
+"""Plain torch for the restatements of the papers' steps. Nothing here calls segshift.losses or segshift.ops."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import TinyNet, source_batch, target_batch
+from torch import Tensor, nn
+
+from segshift.engine.trainer import Loop, one_step
+from segshift.methods import Method
+from segshift.run import EMPTY
+from segshift.types import Batch
+
+STEPS, HORIZON = 2, 5
+"""Steps compared, and the stage's length, which the learning rate decays over."""
+
+
+@dataclass
+class Plain:
+    """Copies of a method's networks with optimisers as the releases set them up (methods.md sections 1 and 2).
+
+    Every scalar is kept as it was added to a loss, under the name that the method reports it by.
+    """
+
+    net: TinyNet
+    discriminators: list[nn.Module]
+    losses: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        heads = [p for head in self.net.head_modules() for p in head.parameters()]
+        ids = {id(p) for p in heads}
+        body = [p for p in self.net.parameters() if id(p) not in ids and p.requires_grad]
+        self.sgd = torch.optim.SGD(
+            [{"params": body, "lr": 2.5e-4}, {"params": heads, "lr": 2.5e-3}], momentum=0.9, weight_decay=5e-4
+        )
+        self.adams = [torch.optim.Adam(d.parameters(), lr=1e-4, betas=(0.9, 0.99)) for d in self.discriminators]
+
+    def start(self, step: int) -> None:
+        """Learning rates of the step, gradients at zero."""
+        factor = (1 - step / HORIZON) ** 0.9
+        for group, base in zip(self.sgd.param_groups, (2.5e-4, 2.5e-3), strict=True):
+            group["lr"] = base * factor
+        for adam in self.adams:
+            adam.param_groups[0]["lr"] = 1e-4 * factor
+        self.sgd.zero_grad()
+        for adam in self.adams:
+            adam.zero_grad()
+        self.losses = {}
+
+    def finish(self) -> None:
+        self.sgd.step()
+        for adam in self.adams:
+            adam.step()
+
+    def keep(self, **losses: Tensor) -> Tensor:
+        """Note the losses, return their sum."""
+        self.losses |= {name: loss.item() for name, loss in losses.items()}
+        return torch.stack(list(losses.values())).sum()
+
+
+def plain_copy(method: Method, discriminators: list[nn.Module]) -> Plain:
+    """Independent copies with the method's weights."""
+    net = copy.deepcopy(method.predictor())
+    assert isinstance(net, TinyNet)
+    return Plain(net.train(), [copy.deepcopy(d).train() for d in discriminators])
+
+
+def up(logits: Tensor, size: torch.Size) -> Tensor:
+    return F.interpolate(logits, size=size[-2:], mode="bilinear", align_corners=True)
+
+
+def segment_source(plain: Plain, source: Batch) -> tuple[Tensor, Tensor | None]:
+    """Steps 1 of all methods: cross-entropy, backward. Returns the upsampled logits of both heads."""
+    assert source.label is not None
+    prediction = plain.net(source.image)
+    main = up(prediction.logits, source.label.shape)
+    losses = {"seg": F.cross_entropy(main, source.label, ignore_index=255)}
+    aux = None
+    if prediction.aux is not None:
+        aux = up(prediction.aux, source.label.shape)
+        losses["seg_aux"] = 0.1 * F.cross_entropy(aux, source.label, ignore_index=255)
+    plain.keep(**losses).backward()  # type: ignore[no-untyped-call]
+    return main, aux
+
+
+def requires_grad(networks: list[nn.Module], flag: bool) -> None:
+    for network in networks:
+        for parameter in network.parameters():
+            parameter.requires_grad = flag
+
+
+def align_outputs(
+    plain: Plain,
+    represent: Callable[[Tensor], Tensor],
+    domain_loss: Callable[[Tensor, float], Tensor],
+    weights: tuple[float, float],
+    source: Batch,
+    target: Batch,
+    on_target: Callable[[Tensor], dict[str, Tensor]] = lambda logits: {},
+) -> None:
+    """methods.md section 2, steps 1 to 4, written with flags as the releases do. Source is 0, target is 1."""
+    requires_grad(plain.discriminators, False)
+    source_main, source_aux = segment_source(plain, source)
+
+    prediction = plain.net(target.image)
+    target_main = up(prediction.logits, target.image.shape)
+    target_aux = None if prediction.aux is None else up(prediction.aux, target.image.shape)
+    losses = {"adversarial": weights[0] * domain_loss(plain.discriminators[0](represent(target_main)), 0.0)}
+    if target_aux is not None:
+        losses["adversarial_aux"] = weights[1] * domain_loss(plain.discriminators[1](represent(target_aux)), 0.0)
+    plain.keep(**losses, **on_target(target_main)).backward()  # type: ignore[no-untyped-call]
+
+    requires_grad(plain.discriminators, True)
+    for suffix, network, of_source, of_target in zip(
+        ("", "_aux"), plain.discriminators, (source_main, source_aux), (target_main, target_aux), strict=False
+    ):
+        assert of_source is not None
+        assert of_target is not None
+        source_loss = domain_loss(network(represent(of_source.detach())), 0.0) / 2
+        plain.keep(**{f"discriminator_source{suffix}": source_loss}).backward()  # type: ignore[no-untyped-call]
+        target_loss = domain_loss(network(represent(of_target.detach())), 1.0) / 2
+        plain.keep(**{f"discriminator_target{suffix}": target_loss}).backward()  # type: ignore[no-untyped-call]
+
+
+def compare(
+    method: Method, discriminators: list[nn.Module], plain: Plain, step: Callable[[Batch, Batch], None]
+) -> None:
+    """Take the same steps with the method and in plain torch; losses, gradients, weights and statistics must agree."""
+    method.train()
+    tuned = method.tuned()
+    loop = Loop(steps=HORIZON, seed=0, device=torch.device("cpu"))
+    for number in range(STEPS):
+        source, target = source_batch(number), target_batch(number)
+        losses = one_step(method, tuned, source, target if method.needs else EMPTY, number, loop)
+
+        plain.start(number)
+        step(source, target)
+        assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(plain.losses, rel=1e-4, abs=1e-8)
+        for ours, theirs in pairs_of(method, discriminators, plain):
+            same_gradients(ours, theirs)
+        plain.finish()
+    for ours, theirs in pairs_of(method, discriminators, plain):
+        same_weights(ours, theirs)
+
+
+def pairs_of(method: Method, discriminators: list[nn.Module], plain: Plain) -> list[tuple[nn.Module, nn.Module]]:
+    assert len(discriminators) == len(plain.discriminators)
+    return [(method.predictor(), plain.net), *zip(discriminators, plain.discriminators, strict=True)]
+
+
+def same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None and b.grad is not None:
+            scale = b.grad.abs().max().item()
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4 * scale, msg=lambda text: f"{name}: {text}")
+
+
+def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    """Adam moves every weight by about 1e-4 a step, whatever the size of its gradient: rounding shows where that is
+    nearly 0, so single weights may differ by more than all do on average."""
+    for (name, a), (_, b) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5, msg=lambda text: f"{name}: {text}")
+        assert (a - b).abs().float().mean() < 1e-7, name

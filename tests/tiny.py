@@ -1,0 +1,98 @@
+"""A network of a few hundred parameters and toy batches, for tests of methods and of the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segshift.engine.trainer import Batches
+from segshift.methods import METHODS, Method
+from segshift.methods.base import Task
+from segshift.nets.base import BatchNormPolicy, SegmentationNet
+from segshift.types import IGNORE, Batch, Prediction
+
+CLASSES = 3
+HEIGHT, WIDTH = 36, 40
+SHARES = torch.tensor([0.1, 0.2, 0.7])
+
+
+class TinyNet(SegmentationNet):
+    """Two strided convolutions with a batch norm; stride 4, so that its grid is not the image's."""
+
+    def __init__(self, aux: bool = False, batch_norm: BatchNormPolicy = "as-reference", seed: int = 0) -> None:
+        super().__init__(CLASSES, batch_norm, has_aux=aux)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(6)
+            self.body = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+            self.classifier = nn.Conv2d(8, CLASSES, 1)
+            self.aux_classifier = nn.Conv2d(6, CLASSES, 1, stride=2) if aux else None
+        self.apply_batch_norm_policy()
+
+    def forward(self, image: Tensor) -> Prediction:
+        middle = torch.tanh(self.norm(self.stem(image - 0.5)))
+        features = torch.tanh(self.body(middle))
+        aux = None if self.aux_classifier is None else self.aux_classifier(middle)
+        return Prediction(self.classifier(features), features, aux)
+
+    def head_modules(self) -> list[nn.Module]:
+        return [self.classifier] if self.aux_classifier is None else [self.classifier, self.aux_classifier]
+
+
+def source_batch(step: int, size: int = 2) -> Batch:
+    """Blocks of three colours with noise; the label is the colour, its first row ignored."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    label = torch.randint(CLASSES, (size, HEIGHT // 4, WIDTH // 4), generator=generator)
+    label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    image = torch.nn.functional.one_hot(label, CLASSES).permute(0, 3, 1, 2) * 0.6
+    image = (image + 0.4 * torch.rand(image.shape, generator=generator)).float()
+    label[:, 0] = IGNORE
+    return Batch(image, label, torch.eye(3).expand(size, 3, 3), tuple(f"s{step}_{i}" for i in range(size)))
+
+
+def target_batch(step: int, size: int = 2) -> Batch:
+    """The same in the dark, without labels, and of another shape."""
+    source = source_batch(step + 500, size)
+    return Batch(
+        source.image[..., : HEIGHT - 4, :] * 0.4, None, source.affine, tuple(f"t{step}_{i}" for i in range(size))
+    )
+
+
+def pairs(start: int, fail_at: int | None = None) -> contextlib.AbstractContextManager[Iterator[tuple[Batch, Batch]]]:
+    """`Batches` for the trainer: endless, from step `start` on; raises `Stop` at step `fail_at`."""
+
+    @contextlib.contextmanager
+    def stream() -> Iterator[Iterator[tuple[Batch, Batch]]]:
+        yield _pairs(start, fail_at)
+
+    return stream()
+
+
+def stopping(fail_at: int) -> Batches:
+    """`pairs` that raise `Stop` when step `fail_at` is asked for."""
+    return lambda start: pairs(start, fail_at)
+
+
+class Stop(Exception):
+    """The process dies here."""
+
+
+def _pairs(start: int, fail_at: int | None) -> Iterator[tuple[Batch, Batch]]:
+    step = start
+    while True:
+        if step == fail_at:
+            raise Stop
+        yield source_batch(step), target_batch(step)
+        step += 1
+
+
+def build(name: str, net: SegmentationNet | None = None, seed: int = 0, **settings: Any) -> Method:
+    """A method of METHODS on a tiny network, with random weights from `seed`."""
+    entry = METHODS[name]
+    torch.manual_seed(seed)
+    return entry.build(entry.settings(**settings), net or TinyNet(seed=seed), Task(CLASSES, SHARES))
