@@ -1,4 +1,4 @@
-"""The type checker of the test suite: beartype, save for options that a user's settings reach and that check themselves."""
+"""The type checker of the tests: beartype, save for options that a user's settings reach and that check themselves."""
 
 from __future__ import annotations
 

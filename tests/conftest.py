@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import pytest
 import torch
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from workbench import Pair
 
 PARTS = ("losses", "ops", "methods", "nets", "data", "engine")
 
@@ -11,3 +17,14 @@ PARTS = ("losses", "ops", "methods", "nets", "data", "engine")
 install_import_hook([f"segshift.{part}" for part in PARTS], "checking.typecheck")
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A tiny pair with a finished run (source_only, advent) that tests read and copy but do not change."""
+    from workbench import make_pair, segshift
+
+    pair = make_pair(tmp_path_factory.mktemp("trained"))
+    done = segshift(*pair.adapt(val=True))
+    assert done.code == 0, done
+    return pair

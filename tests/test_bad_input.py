@@ -47,6 +47,12 @@ def _truncated_jpeg(path: Path) -> None:
     cut_short(_swap(path, ".jpg"), 0.7)
 
 
+def _zero_end(path: Path) -> None:
+    """What a power cut may leave: the right length, and zeros from the middle on."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2].ljust(len(data), b"\0"))
+
+
 def _without(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -105,6 +111,11 @@ DATA: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "target PNG truncated": (lambda p: cut_short(p.image("target")), ("target", "000.png", "truncated", "to do")),
     "target JPEG truncated": (lambda p: _truncated_jpeg(p.image("target", 1)), ("001.jpg", "truncated", "to do")),
     "label truncated": (lambda p: cut_short(p.label("source", 2)), ("labels/002.png", "cannot be decoded", "to do")),
+    "source PNG with zeros at its end": (lambda p: _zero_end(p.image("source")), ("000.png", "checksum", "to do")),
+    "target JPEG with zeros at its end": (
+        lambda p: _zero_end(_swap(p.image("target"), ".jpg")), ("000.jpg", "truncated", "to do"),
+    ),
+    "label with zeros at its end": (lambda p: _zero_end(p.label("source")), ("labels/000.png", "decoded", "to do")),
     "source image of zero bytes": (lambda p: p.image("source").write_bytes(b""), ("000.png", "cannot be decoded")),
     "target image of zero bytes": (lambda p: p.image("target").write_bytes(b""), ("000.png", "cannot be decoded")),
     "label of zero bytes": (lambda p: p.label("source").write_bytes(b""), ("labels/000.png", "cannot be decoded")),
@@ -118,7 +129,7 @@ DATA: dict[str, tuple[Spoil, tuple[str, ...]]] = {
         lambda p: (p.image("target").unlink(), os.mkfifo(p.image("target"))), ("images/000.png", "to do"),
     ),
     "dead link as image": (
-        lambda p: (p.image("source").unlink(), p.image("source").symlink_to("nowhere.png")), ("000.png", "exist"),
+        lambda p: (p.image("source").unlink(), p.image("source").symlink_to("nowhere.png")), ("000.png", "to do"),
     ),
     "folder in place of an image": (
         lambda p: (p.image("source").unlink(), p.image("source").mkdir()), ("has no image: 000", "to do"),
@@ -283,7 +294,7 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "unknown key of a group": (_set("source_augment.flp=true"), ("source_augment.flp", "'flip'")),
     "unknown key of a method": (_set("advent.adversarial_wight=1"), ("advent", "'adversarial_weight'")),
     "unknown key of a method's optimiser": (_set("advent.optimizer.learning=1"), ("optimizer.learning", "known: ")),
-    "unknown option of the network": (_set("net.options.widht=8"), ("widht", "'width'", "deeplab_lite")),
+    "unknown option of the network": (_set("net.options.widht=8"), ("widht", "'width'", "deeplab_lite", "to do")),
     "unknown key in run.yaml": (_config("sed: 1\n" + STAGES), ("run.yaml", "'sed'", "'seed'")),
     "unknown key of a stage in run.yaml": (
         _config("stages: [{name: one, method: source_only, stps: 1}]"), ("run.yaml", "stps", "'steps'"),
@@ -315,7 +326,7 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "unknown weights": (_set("net.options.weights=imagnet"), ("imagnet", "imagenet or none")),
     "option of the wrong type": (_set("net.options.width=wide"), ("deeplab_lite", "to do")),
     "checkpoint without layout": (_set("net.checkpoint=x.pth"), ("net.checkpoint", "layout", "to do")),
-    "checkpoint missing": (_set("net.checkpoint=x.pth", "net.layout=efficientnet_lite0"), ("x.pth", "exist")),
+    "checkpoint missing": (_set("net.checkpoint=x.pth", "net.layout=efficientnet_lite0"), ("x.pth", "No such file", "to do")),
     "layout of a checkpoint unknown": (
         lambda p: p.adapt(f"net.checkpoint={p.image('source')}", "net.layout=advnt"), ("'advnt'", "advent"),
     ),
@@ -337,7 +348,7 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "--set without value": (_set("seed"), ("--set seed", "KEY=VALUE")),
     "--set without key": (_set("=1"), ("--set =1", "KEY=VALUE")),
     "--set of a whole stage": (_set("advent=5"), ("--set advent=5", "advent.steps=500")),
-    "--set through a value": (_set("seed.x=5"), ("--set seed.x=5", "single value")),
+    "--set through a value": (_set("batch_size.x=5"), ("--set batch_size.x=5", "single value")),
     "--set that is no YAML": (_set("size=[1"), ("--set size=[1", "YAML")),
     "--set of the stages": (_set("stages=5"), ("stages", "5")),
     "run.yaml missing": (lambda p: ["adapt", p.root / "no.yaml", "--out", p.run], ("no.yaml", "does not exist")),
@@ -359,7 +370,7 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "stage that starts from none": (
         _config("stages: [{name: a, method: advent, steps: 1, init: b}]"), ("'a'", "init 'b'", "no earlier stage"),
     ),
-    "control that is no stage": (_config("control: b\n" + STAGES), ("control 'b'", "'one'")),
+    "control that is no stage": (_config("control: b\n" + STAGES), ("control 'b' is no stage", "known: one")),
     "no data": (lambda p: ["adapt", "--method", "advent", "--out", p.run], ("no classes is given", "--classes")),
     "no target": (
         lambda p: ["adapt", "--source", p.source, "--classes", p.classes, "--out", p.run], ("no target", "--target"),

@@ -1,4 +1,4 @@
-"""Every loss against a restatement in plain numpy (float64), and at the edges: ignored pixels, huge logits, bfloat16."""
+"""Every loss against a restatement in plain numpy (float64), and at the edges: ignored pixels, huge logits, bf16."""
 
 from __future__ import annotations
 

@@ -129,7 +129,8 @@ def test_upsample_in_a_fresh_process_under_inference_mode() -> None:
     program = (
         "import torch; from segshift.ops import upsample\n"
         "with torch.inference_mode(): upsample(torch.ones(1, 1, 2, 2), (4, 4))\n"
-        "x = torch.ones(1, 1, 2, 2, requires_grad=True); upsample(x, (4, 4)).sum().backward(); print(x.grad.sum().item())"
+        "x = torch.ones(1, 1, 2, 2, requires_grad=True)\n"
+        "upsample(x, (4, 4)).sum().backward(); print(x.grad.sum().item())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(16)

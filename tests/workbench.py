@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import safetensors.torch
 import torch
 import yaml
@@ -181,7 +183,7 @@ def assert_told(outcome: Outcome, *words: str, code: int = 2) -> None:
     everything = outcome.out + outcome.err
     assert outcome.code == code, everything
     assert "Traceback" not in everything, everything
-    told = outcome.message if code == 2 else outcome.out
+    told = outcome.message if code == 2 else outcome.out[outcome.out.index("problem: ") :]
     for word in words:
         assert word in told, f"{word!r} is not in:\n{told}"
     assert screen_lines(told) <= SCREEN[0], told
@@ -227,24 +229,28 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def can_mount() -> bool:
-    """Whether this process may mount file systems."""
-    return os.geteuid() == 0 and subprocess.run(["mount", "--help"], capture_output=True, check=False).returncode == 0
+def copy_run(pair: Pair, folder: Path) -> Path:
+    """A copy of a finished run's result, to be damaged: all but the checkpoints."""
+    shutil.copytree(pair.run, folder, ignore=shutil.ignore_patterns("checkpoint.pt", ".lock"))
+    return folder
+
+
+def mount(folder: Path, options: str) -> None:
+    """Mount a file system in memory, or change the options of one that is mounted; skips where that is not allowed."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("NOT TESTED HERE: full and read-only disks; there is no `mount`")
+    if done.returncode:
+        pytest.skip(f"NOT TESTED HERE: full and read-only disks; this process may not mount: {done.stderr.strip()}")
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system in memory of a given size, mounted on a folder.
-
-    Raises:
-        PermissionError: this process may not mount.
-    """
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system in memory of `size` bytes, mounted on a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise PermissionError(done.stderr.strip())
+    mount(folder, f"size={size}")
     try:
         yield folder
     finally:

@@ -82,6 +82,11 @@ def compose(
         if method not in METHODS:
             raise UserError(f"unknown method {method!r}; {nearest(method, METHODS)}")
         recipe = f"cpu/{method}"
+    if recipe is not None and content.get("stages"):
+        raise UserError(
+            f"{config} has stages of its own, which the recipe {recipe} cannot replace",
+            remedy="leave out --method and --recipe, or take the data alone from a file with --data",
+        )
     if recipe is not None:
         content = merge(recipes.read(recipe), content)
     if data is not None:
@@ -92,13 +97,16 @@ def compose(
     if classes is not None:
         content["classes"] = str(classes)
     content = apply_set(content, list(set))
-    name = content.get("control")
-    if name and not control:
-        content["control"] = None
-        needed = {stage.get("init") for stage in content["stages"]}
-        last = content["stages"][-1].get("name")
-        content["stages"] = [s for s in content["stages"] if s["name"] != name or name in needed or name == last]
-    return validated(RunSettings, content, str(config or recipe or "settings"))
+    files = [str(origin) for origin in (config or recipe, data) if origin]
+    settings = validated(RunSettings, content, " with ".join([*files, *(["--set"] if set else [])]) or "settings")
+    return settings if control else _without_control(settings)
+
+
+def _without_control(settings: RunSettings) -> RunSettings:
+    """The same run with no control in the comparison, and without its training where nothing needs it."""
+    needed = {stage.init for stage in settings.stages} | {stage.name for stage in settings.stages[-1:]}
+    stages = tuple(s for s in settings.stages if s.name != settings.control or s.name in needed)
+    return settings.model_copy(update={"control": None, "stages": stages})
 
 
 def adapt(out: StrPath, config: StrPath | None = None, *, device: str = "auto", **settings: Any) -> Adapted:
@@ -128,7 +136,12 @@ def check(out: StrPath, config: StrPath | None = None, **settings: Any) -> check
         out: folder for the pictures.
         config, settings: see `compose`.
     """
-    return checking.check(open_domains(compose(config, **settings)), Path(out))
+    composed = compose(config, **settings)
+    try:
+        domains = open_domains(composed)
+    except UserError as error:
+        return checking.Checked([error], [], [], [])
+    return checking.check(domains, Path(out))
 
 
 def load(path: StrPath, device: str = "auto") -> Model:

@@ -81,7 +81,8 @@ def _facts(domain: Domain, result: Scan) -> list[str]:
     more = f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else ""
     kind = "with labels" if domain.labelled else "no labels looked at"
     lines = [f"{domain.name}: {len(domain)} images in {domain.settings.root}, {kind}; sizes {shown}{more}"]
-    if domain.labelled:
+    if domain.decoder is not None:
+        lines.extend(f"  {note}" for note in domain.decoder.notes)
         total = result.ignored + sum(result.pixels)
         lines.append(f"  ignored pixels: {100 * result.ignored / max(1, total):.1f} %")
         width = max(len(name) for name in domain.classes.names)

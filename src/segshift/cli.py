@@ -21,6 +21,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+SHOWN = 4
+"""Problems that `check` spells out; more would leave the screen."""
+
 Config = Annotated[Path | None, typer.Argument(help="settings (YAML), such as an earlier run's run.yaml")]
 Source = Annotated[Path | None, typer.Option(help="folder of the labelled source domain")]
 Target = Annotated[Path | None, typer.Option(help="folder of the target domain; only its images are read")]
@@ -69,12 +72,14 @@ def check(
         typer.echo(line)
     for warning in found.warnings:
         typer.echo(f"warning: {warning}")
-    for problem in found.problems:
+    for problem in found.problems[:SHOWN]:
         typer.echo(f"problem: {problem}")
+    if len(found.problems) > SHOWN:
+        typer.echo(f"and {len(found.problems) - SHOWN} more, as: {found.problems[SHOWN].found}")
     for picture in found.pictures:
         typer.echo(f"look at {picture}")
     if found.problems:
-        typer.echo(f"{len(found.problems)} problems: training would stop at them")
+        typer.echo(f"problems: {len(found.problems)}; training would stop at them")
         raise typer.Exit(1)
     typer.echo("the data is in order")
 

@@ -41,6 +41,20 @@ class AugmentSettings(_Settings):
     jitter: float = Field(0.0, ge=0, le=1, description="strength of the colour jitter")
     blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur")
 
+    @field_validator("crop")
+    @classmethod
+    def _large_enough(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and min(value) < 32:
+            raise ValueError(f"crops of {value[0]}x{value[1]} pixels are too small: 32 a side at least")
+        return value
+
+    @field_validator("scale")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("a range is (low, high) with 0 < low <= high")
+        return value
+
 
 class StageSettings(_Settings):
     """One training stage: a method, for how long, from which weights."""
@@ -118,7 +132,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"settings file {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"settings file {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise UserError(f"settings file {path} is not YAML: {error}", remedy="mend the line it names") from error
     if content is None:
         return {}
@@ -149,11 +163,12 @@ def apply_set(settings: dict[str, Any], assignments: list[str]) -> dict[str, Any
             raise UserError(f"--set {assignment}", "KEY=VALUE, as in --set seed=1 or --set advent.steps=500")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
             raise UserError(f"--set {assignment}: {text!r} is no YAML value: {error}") from error
         path = key.strip().split(".")
-        stages = [dict(stage) for stage in settings.get("stages", [])]
-        names = [stage.get("name") for stage in stages]
+        declared = settings.get("stages")
+        stages = list(declared) if isinstance(declared, list | tuple) else []
+        names = [stage.get("name") if isinstance(stage, Mapping) else None for stage in stages]
         if path[0] in names:
             stage, rest = names.index(path[0]), path[1:]
             if not rest:
@@ -178,6 +193,9 @@ def _assigned(mapping: Mapping[str, Any], path: list[str], value: Any, assignmen
 
 Model = TypeVar("Model", bound=BaseModel)
 
+SHOWN = 5
+"""Wrong settings that one message names."""
+
 
 def validated(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
     """`content` as a `model`.
@@ -192,6 +210,8 @@ def validated(model: type[Model], content: Mapping[str, Any], where: str) -> Mod
         return model.model_validate(content)
     except ValidationError as error:
         lines = [_explained(model, problem) for problem in error.errors(include_url=False)]
+        if len(lines) > SHOWN:
+            lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]
         raise UserError(f"{where}: " + "\n".join(lines), remedy="mend these settings and run again") from error
 
 

@@ -39,5 +39,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "known: " + ", ".join(names) if names else "none is known"
 
 
+def gist(error: Exception, limit: int = 240) -> str:
+    """The first two lines of an error's text as one short line; torch's can be hundreds of lines long."""
+    text = " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 class Interrupted(Exception):
     """Work was stopped by Ctrl-C or SIGTERM after its state was saved; the same command goes on."""

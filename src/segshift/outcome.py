@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
@@ -15,7 +16,7 @@ import torch
 
 import segshift
 from segshift.artefacts.store import read_json, write_json, write_text
-from segshift.engine.metrics import Metrics
+from segshift.engine.metrics import Metrics, gain_interval
 from segshift.engine.panels import choose_and_write_panels
 from segshift.engine.pipeline import fingerprint
 from segshift.engine.progress import track
@@ -38,21 +39,25 @@ def finish(run: Run) -> dict[str, Any] | None:
         UserError: a result cannot be written. Labels that cannot be read raise nothing: they are told of in the
             report, since training needed none.
     """
-    environment(run.root)
-    measured: dict[str, Metrics] | None = None
+    environment(run)
+    measured: dict[str, Metrics] = {}
+    interval: list[float] | None = None
     if run.domains.val is not None:
         try:
-            measured = _measured(run)
+            measured, interval = _measured(run)
         except UserError as error:
-            run.say(f"not evaluated: {error}\nthe model is trained; mend the labels, then: segshift evaluate {run.root}")
-    verdict = _write_metrics(run, measured) if measured else None
+            run.say(f"not evaluated: {error}\nthe model is trained; mend the labels and run the same command again")
+    verdict = _write_metrics(run, measured, interval) if measured else _forget_metrics(run)
     _write_panels(run, measured)
     build_report(run.root)
     return verdict
 
 
-def _measured(run: Run) -> dict[str, Metrics]:
-    """Metrics of control and adapted model; kept in evaluation.json, and measured again when anything changed."""
+def _measured(run: Run) -> tuple[dict[str, Metrics], list[float] | None]:
+    """Metrics of control and adapted model, and the interval of the gain where there is a control.
+
+    They are kept in evaluation.json, and measured again when anything changed.
+    """
     assert run.domains.val is not None
     stages = [read_json(run.folder(name) / "stage.json")["fingerprint"] for name in run.predictors()]
     wanted = fingerprint(
@@ -60,38 +65,59 @@ def _measured(run: Run) -> dict[str, Metrics]:
         "/".join(stages),
     )
     path = run.root / "evaluation.json"
-    if path.exists():
+    # A damaged file is as good as none.
+    with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
         known = read_json(path)
-        if known.get("fingerprint") == wanted:
-            return {name: Metrics.from_dict(value) for name, value in known["models"].items()}
+        if known["fingerprint"] == wanted:
+            return {name: Metrics.from_dict(value) for name, value in known["models"].items()}, known["interval"]
     measured = {}
     nets = run.predictors()
     with track("evaluate", len(nets) * len(run.domains.val)) as bar:
         for name, net in nets.items():
             measured[name] = run.measure([net], run.domains.val, progress=bar)
-    write_json(path, {"fingerprint": wanted, "models": {name: m.to_dict() for name, m in measured.items()}})
-    return measured
+    control, adapted = measured.get(run.settings.control or ""), measured[run.adapted]
+    interval = list(gain_interval(control, adapted)) if control and control is not adapted else None
+    models = {name: metrics.to_dict() for name, metrics in measured.items()}
+    write_json(path, {"fingerprint": wanted, "models": models, "interval": interval})
+    return measured, interval
 
 
-def verdict_of(control: str, adapted: str, measured: dict[str, Metrics]) -> dict[str, Any]:
-    """Did adaptation help? In words, with the numbers."""
+def verdict_of(
+    control: str, adapted: str, measured: dict[str, Metrics], interval: list[float] | None = None
+) -> dict[str, Any]:
+    """Did adaptation help? In words, with the numbers; a gain whose interval holds 0 is no clear one."""
     before, after = measured[control].miou, measured[adapted].miou
     gain = after - before
     numbers = f"{adapted} {100 * after:.1f} mIoU, {control} (source-only) {100 * before:.1f}: {100 * gain:+.1f} points"
-    if gain > CLEAR_GAIN:
-        judgement = "Adaptation helped"
-    elif gain < -CLEAR_GAIN:
-        judgement = "Adaptation hurt: use the source-only model, or try another method"
+    low, high = interval or (gain, gain)
+    if interval:
+        numbers += f" (95 % interval over the images {100 * low:+.1f} to {100 * high:+.1f})"
+    if gain > CLEAR_GAIN and low > 0:
+        state, judgement = "helped", "Adaptation helped"
+    elif gain < -CLEAR_GAIN and high < 0:
+        state, judgement = "hurt", "Adaptation hurt: use the source-only model, or try another method"
     else:
-        judgement = "Adaptation made no clear difference"
-    return {"text": f"{judgement}. {numbers}.", "gain": gain, "helped": gain > CLEAR_GAIN}
+        state, judgement = "same", "Adaptation made no clear difference"
+    return {
+        "text": f"{judgement}. {numbers}.",
+        "gain": gain,
+        "interval": interval,
+        "state": state,
+        "helped": state == "helped",
+    }
 
 
-def _write_metrics(run: Run, measured: dict[str, Metrics]) -> dict[str, Any]:
+def _forget_metrics(run: Run) -> None:
+    """Figures of an earlier model or labelled part must not stand beside this one."""
+    for suffix in ("json", "csv", "md"):
+        (run.root / f"metrics.{suffix}").unlink(missing_ok=True)
+
+
+def _write_metrics(run: Run, measured: dict[str, Metrics], interval: list[float] | None) -> dict[str, Any]:
     control, adapted = run.settings.control, run.adapted
     last = measured[adapted]
     if control and control != adapted:
-        verdict = verdict_of(control, adapted, measured)
+        verdict = verdict_of(control, adapted, measured, interval)
     else:
         verdict = {"text": f"{adapted}: {100 * last.miou:.1f} mIoU (no control to compare with)", "gain": None}
     assert run.domains.val is not None
@@ -114,7 +140,7 @@ def _write_metrics(run: Run, measured: dict[str, Metrics]) -> dict[str, Any]:
     return verdict
 
 
-def _write_panels(run: Run, measured: dict[str, Metrics] | None) -> None:
+def _write_panels(run: Run, measured: dict[str, Metrics]) -> None:
     if run.settings.panels == 0:
         return
     nets = run.predictors()
@@ -130,17 +156,19 @@ def _write_panels(run: Run, measured: dict[str, Metrics] | None) -> None:
         options=run.settings.evaluation,
         device=run.device,
         precision=run.settings.precision,
-        metrics=measured,
+        metrics=measured or None,
     )
 
 
-def environment(root: Path) -> None:
+def environment(run: Run) -> None:
     """Write env.json: what this run was made with and on."""
     packages = ("torch", "numpy", "pillow", "kornia", "safetensors")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    named = (run.domains.source, run.domains.target, run.domains.val)
     write_json(
-        root / "env.json",
+        run.root / "env.json",
         {
+            "domains": {d.name: {"root": str(d.settings.root), "images": len(d)} for d in named if d is not None},
             "versions": {
                 "segshift": segshift.__version__,
                 "python": platform.python_version(),
@@ -153,7 +181,8 @@ def environment(root: Path) -> None:
                 "threads": torch.get_num_threads(),
                 "gpu": gpu,
             },
-            "command": shlex.join(["segshift", *sys.argv[1:]]),
+            # A Python program's own arguments would say nothing.
+            "command": shlex.join(["segshift", *sys.argv[1:]]) if Path(sys.argv[0]).name == "segshift" else None,
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
     )

@@ -127,20 +127,27 @@ def digest(domain: Domain) -> str:
     folder may move."""
     declaration = domain.settings.model_dump(mode="json", exclude={"root", "list", "limit"})
     files = [
-        [item.name, item.image.stat().st_size, item.label.stat().st_size if item.label else None]
+        [item.name, _bytes(item.image), _bytes(item.label) if item.label else None]
         for item in domain.items
     ]
     return hashlib.sha256(json.dumps([declaration, files]).encode()).hexdigest()
 
 
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", "a file", "mend or remove it") from error
+
+
 def dump_yaml(settings: RunSettings) -> str:
     """All settings of a run, as a file that `segshift adapt` takes."""
     content: dict[str, Any] = settings.model_dump(mode="json")
-    for part in ("classes", "source", "target", "val"):
-        if isinstance(content[part], dict):
-            content[part]["root"] = str(Path(content[part]["root"]).expanduser().resolve())
-        elif content[part] is not None:
-            content[part] = str(Path(content[part]).resolve())
+    places = [(content, "classes"), (content["net"], "checkpoint")]
+    places += [(content[part], key) for part in ("source", "target", "val") if content[part] for key in ("root", "list")]
+    for mapping, key in places:
+        if mapping[key] is not None:
+            mapping[key] = str(Path(mapping[key]).expanduser().resolve())
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 

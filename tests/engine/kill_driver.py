@@ -2,7 +2,7 @@
 
 Reads a job a line from standard input, {"argv": […], "output": file, "die": [function, number, moment] or null}, and
 answers with two lines: the process id, and the exit code (negative: the signal). With "die" the process kills itself
-with SIGKILL at the number-th call of a function: before it, after it, or half-way (of torch.save: half a file is there).
+with SIGKILL at the number-th call of a function: before it, after it, or half-way (torch.save: half a file is there).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # seconds of import, which torch puts off until the first optimiser is made
 
 import segshift.api
 from segshift import cli
@@ -73,6 +74,7 @@ def child(job: dict[str, Any]) -> int:
 
 def main() -> None:
     assert segshift.api
+    assert torch._dynamo
     torch.set_num_threads(1)
     for line in sys.stdin:
         pid = os.fork()

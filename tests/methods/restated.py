@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import TinyNet, source_batch, target_batch
 from torch import Tensor, nn
 
 from segshift.engine.trainer import Loop, one_step
 from segshift.methods import Method
+from segshift.nets.base import SegmentationNet
 from segshift.run import EMPTY
 from segshift.types import Batch
+from tiny import source_batch, target_batch
 
 STEPS, HORIZON = 2, 5
 """Steps compared, and the stage's length, which the learning rate decays over."""
@@ -28,7 +29,7 @@ class Plain:
     Every scalar is kept as it was added to a loss, under the name that the method reports it by.
     """
 
-    net: TinyNet
+    net: SegmentationNet
     discriminators: list[nn.Module]
     losses: dict[str, float] = field(default_factory=dict)
 
@@ -67,7 +68,6 @@ class Plain:
 def plain_copy(method: Method, discriminators: list[nn.Module]) -> Plain:
     """Independent copies with the method's weights."""
     net = copy.deepcopy(method.predictor())
-    assert isinstance(net, TinyNet)
     return Plain(net.train(), [copy.deepcopy(d).train() for d in discriminators])
 
 
@@ -154,17 +154,21 @@ def pairs_of(method: Method, discriminators: list[nn.Module], plain: Plain) -> l
     return [(method.predictor(), plain.net), *zip(discriminators, plain.discriminators, strict=True)]
 
 
+def named(name: str) -> Callable[[str], str]:
+    return lambda text: f"{name}: {text}"
+
+
 def same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
     for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None), name
         if a.grad is not None and b.grad is not None:
             scale = b.grad.abs().max().item()
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4 * scale, msg=lambda text: f"{name}: {text}")
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4 * scale, msg=named(name))
 
 
 def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
     """Adam moves every weight by about 1e-4 a step, whatever the size of its gradient: rounding shows where that is
     nearly 0, so single weights may differ by more than all do on average."""
     for (name, a), (_, b) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5, msg=named(name))
         assert (a - b).abs().float().mean() < 1e-7, name

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from restated import align_outputs, compare, plain_copy
-from tiny import TinyNet, build
 from torch import Tensor
 
 from segshift.methods.adaptsegnet import AdaptSegNet, AlignmentSettings
 from segshift.types import Batch
+from tiny import TinyNet, build
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -18,7 +20,7 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 def vanilla(scores: Tensor, domain: float) -> Tensor:
-    return torch.nn.BCEWithLogitsLoss()(scores, torch.full_like(scores, domain))
+    return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, domain))
 
 
 def least_squares(scores: Tensor, domain: float) -> Tensor:
@@ -28,7 +30,7 @@ def least_squares(scores: Tensor, domain: float) -> Tensor:
 @pytest.mark.parametrize("aux", [False, True], ids=["single", "multi"])
 @pytest.mark.parametrize("gan", ["vanilla", "least_squares"])
 def test_step_is_the_papers(aux: bool, gan: str) -> None:
-    weights = {} if gan == "vanilla" else {"adversarial_weight": 0.01, "aux_adversarial_weight": 0.003}
+    weights: dict[str, Any] = {} if gan == "vanilla" else {"adversarial_weight": 0.01, "aux_adversarial_weight": 0.003}
     method = build("adaptsegnet", TinyNet(aux), gan=gan, **weights)
     assert isinstance(method, AdaptSegNet)
     discriminators = list(method.discriminators)

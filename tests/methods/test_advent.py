@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from restated import align_outputs, compare, plain_copy
-from tiny import CLASSES, SHARES, TinyNet, build
 from torch import Tensor
 
 from segshift.methods.advent import Advent, AdventSettings
 from segshift.types import Batch
+from tiny import CLASSES, SHARES, TinyNet, build
 
 
 def self_information(logits: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def self_information(logits: Tensor) -> Tensor:
 
 
 def vanilla(scores: Tensor, domain: float) -> Tensor:
-    return torch.nn.BCEWithLogitsLoss()(scores, torch.full_like(scores, domain))
+    return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, domain))
 
 
 def least_squares(scores: Tensor, domain: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the trainer relies on, asked of every method in METHODS: a new method is tested here without a line of its own."""
+"""What the trainer relies on, asked of every method in METHODS: a new one is tested here without a line of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, Stop, TinyNet, build, pairs, source_batch, stopping, target_batch
 from torch import Tensor
 
 from segshift.engine import checkpoint
@@ -20,6 +19,7 @@ from segshift.methods.base import Task, Tuned
 from segshift.nets.base import SegmentationNet
 from segshift.run import EMPTY, checked
 from segshift.types import Batch
+from tiny import CLASSES, Stop, TinyNet, build, pairs, source_batch, stopping, target_batch
 
 SECONDS = 2.0
 CPU = torch.device("cpu")
@@ -184,9 +184,7 @@ def test_resume_is_equal_bit_for_bit(name: str, aux: bool, tmp_path: Path) -> No
         train(build(name, TinyNet(aux)), stopping(3), loop, tmp_path / "parts")
     # Other random weights: nothing of the method may come from elsewhere than the checkpoint.
     train(build(name, TinyNet(aux, seed=1), seed=1), pairs, loop, tmp_path / "parts")
-    whole, parts = (
-        torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True) for folder in ("whole", "parts")
-    )
+    whole, parts = (torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True) for folder in ("whole", "parts"))
     assert equal(whole, parts)
     assert whole["loop"]["step"] == 4
     assert (tmp_path / "whole" / "log.jsonl").read_bytes() == (tmp_path / "parts" / "log.jsonl").read_bytes()

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from restated import compare, plain_copy, segment_source, up
-from tiny import CLASSES, SHARES, TinyNet, build, source_batch, target_batch
 from torch import Tensor
 
 from segshift.engine.trainer import Loop, one_step
 from segshift.methods.advent import MinEntSettings
 from segshift.types import Batch
+from tiny import CLASSES, SHARES, TinyNet, build, source_batch, target_batch
 
 
 def entropy_loss(logits: Tensor, low: float, high: float) -> Tensor:

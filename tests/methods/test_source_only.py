@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from restated import compare, plain_copy, segment_source
-from tiny import TinyNet, build, pairs, source_batch
 from torch import Tensor
 
 from segshift.engine.trainer import Loop, train
 from segshift.methods.source_only import SourceOnly
 from segshift.types import Batch, Prediction
+from tiny import TinyNet, build, pairs, source_batch
 
 
 @pytest.mark.parametrize("aux", [False, True], ids=["single", "multi"])

@@ -6,6 +6,7 @@ EXIF orientation is deliberately not applied: labels have no EXIF, so turning on
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from segshift.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 """File types taken for images, in lower case."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 Size = tuple[int, int]
 """(w, h) in pixels, as settings write it."""
@@ -33,6 +36,9 @@ def naming_file(path: Path, what: str) -> Iterator[None]:
     Raises:
         UserError: the block failed because the file is missing, unreadable, truncated or not an image.
     """
+    if path.exists() and not path.is_file():
+        # Opening a pipe would wait for ever.
+        raise UserError(f"{what} {path} is no file", "an ordinary file", "remove it with its counterpart")
     try:
         yield
     except FileNotFoundError as error:
@@ -44,11 +50,37 @@ def naming_file(path: Path, what: str) -> Iterator[None]:
     # Pillow's decoders raise any of these on damaged data, depending on the format and on where the damage is.
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, struct.error, zlib.error) as error:
         reason = "truncated" if "truncated" in str(error).lower() else f"{type(error).__name__}: {error}"
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its content is no image"
         raise UserError(
             f"{what} {path} cannot be decoded ({reason})",
             "a whole image file",
             "copy or export it again, or remove it with its counterpart",
         ) from error
+
+
+def whole_file(path: Path) -> io.BytesIO:
+    """The bytes of an image file that is not visibly damaged.
+
+    Pillow takes what a crash left of a file (its end filled with zeros) and decodes the rest as some colour or class.
+
+    Raises:
+        ValueError: the data of a PNG do not fit their checksums, or a JPEG has no end.
+    """
+    data = path.read_bytes()
+    if data.startswith(_PNG):
+        view, position = memoryview(data), 8
+        while view[position + 4 : position + 8] != b"IEND":
+            end = position + 8 + int.from_bytes(view[position : position + 4], "big")
+            if end + 4 > len(data):
+                raise ValueError("truncated")
+            content = view[position + 4 : end]
+            if content[:4] == b"IDAT" and zlib.crc32(content) != int.from_bytes(view[end : end + 4], "big"):
+                raise ValueError("its content does not fit its checksum")
+            position = end + 4
+    elif data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise ValueError("truncated")
+    return io.BytesIO(data)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -73,7 +105,7 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         UserError: naming the file, if it is missing, truncated or not an image.
     """
-    with naming_file(path, "image"), Image.open(path) as image:
+    with naming_file(path, "image"), Image.open(whole_file(path)) as image:
         # Pillow decodes at first use; a damaged file has to show here.
         image.load()
         return to_rgb(image)
@@ -105,7 +137,7 @@ def load_resized(path: Path, size: Size | None) -> tuple[UInt8[np.ndarray, "h w 
     Raises:
         UserError: naming the file.
     """
-    with naming_file(path, "image"), Image.open(path) as image:
+    with naming_file(path, "image"), Image.open(whole_file(path)) as image:
         original = (image.height, image.width)
         if size is None:
             return np.array(to_rgb(image)), original

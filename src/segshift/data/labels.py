@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from segshift.data.images import naming_file, resize_nearest
+from segshift.data.images import naming_file, resize_nearest, whole_file
 from segshift.errors import UserError
 from segshift.types import IGNORE
 
@@ -128,7 +128,7 @@ def read_values(path: Path, *, colours: bool = False) -> np.ndarray:
         UserError: naming the file: missing, damaged, or of a kind that cannot hold labels.
     """
     with naming_file(path, "label"):
-        data = path.read_bytes()
+        data = whole_file(path).getvalue()
         deep = _png16_channels(data)
         if deep is not None:
             return deep

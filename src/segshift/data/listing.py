@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ def has_cityscapes_palette(path: Path | None) -> bool:
     """Whether a label is a palette image with Cityscapes' colours at Cityscapes' label ids, as GTA5's are."""
     if path is None or path.suffix.lower() != ".png":
         return False
-    with naming_file(path, "label"), Image.open(path) as image:
+    palette: list[int] | None = None
+    # A damaged file says nothing of the others; reading it as a label will name it.
+    with contextlib.suppress(UserError), naming_file(path, "label"), Image.open(path) as image:
         palette = image.getpalette("RGB") if image.mode == "P" else None
     if palette is None:
         return False

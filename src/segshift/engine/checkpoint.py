@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from segshift.artefacts.store import atomic_path
-from segshift.errors import UserError
+from segshift.errors import UserError, gist
 from segshift.methods.base import Method
 
 
@@ -61,10 +61,12 @@ def restore(path: Path, method: Method, optimizers: dict[str, torch.optim.Optimi
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(content["optimizers"][name])
         return LoopState(**content["loop"])
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+    except (
+        AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+        pickle.UnpicklingError,
+    ) as error:  # fmt: skip
         raise UserError(
-            f"the checkpoint {path} does not fit: {first}",
+            f"the checkpoint {path} does not fit: {gist(error)}",
             "a checkpoint that this method, network and class list wrote",
             "delete it to train this stage anew",
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from segshift.artefacts.store import atomic_path, make_folder, read_json, sha256, write_json
 from segshift.data.images import open_image, to_tensor
 from segshift.engine.inference import Options, logits_at
-from segshift.errors import UserError, nearest
+from segshift.errors import UserError, gist, nearest
 from segshift.nets import NETS
 from segshift.nets.base import SegmentationNet
 from segshift.types import ClassSet
@@ -77,6 +78,10 @@ def build_net(name: str, num_classes: int, options: dict[str, Any]) -> Segmentat
     """
     if name not in NETS:
         raise UserError(f"unknown network {name!r}; {nearest(name, NETS)}")
+    known = list(inspect.signature(NETS[name]).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise UserError(f"network {name} has no option {option!r}; {nearest(option, known)}", remedy="mend net.options")
     try:
         return NETS[name](num_classes, **options)
     except (TypeError, ValueError) as error:
@@ -149,9 +154,8 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
         size = (int(config["size"][0]), int(config["size"][1]))
     except FileNotFoundError as error:
         raise UserError(f"{weights} does not exist", remedy="run the training stage again") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        first = (str(error).splitlines() or [""])[0]
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
         raise UserError(
-            f"the model in {folder} cannot be loaded: {first}", remedy="restore its files, or train the stage again"
+            f"the model in {folder} cannot be loaded: {gist(error)}", remedy="restore its files, or train the stage again"
         ) from error
     return Model(net.to(device or torch.device("cpu")).eval(), classes, size, config)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segshift.artefacts.store import make_folder, read_json, write_error, write_json
+from segshift.artefacts.store import make_folder, read_json, sweep, write_error, write_json
 from segshift.errors import UserError
 
 
@@ -55,7 +55,7 @@ def run_stages(root: Path, stages: list[Stage], say: Callable[[str], None]) -> N
     Raises:
         UserError: a stage failed in a way that the user can mend; what was computed so far is kept.
     """
-    make_folder(root)
+    sweep(make_folder(root))
     before = ""
     expected = {folder_name(i, stage) for i, stage in enumerate(stages, 1)}
     for stale in sorted(root.glob("[0-9][0-9]-*")):
@@ -74,6 +74,8 @@ def _run_stage(folder: Path, stage: Stage, record: dict[str, Any], title: str, s
         _set_aside(folder, say, "its settings, its data or a stage before it changed")
         known = None
     if known is None and (twin := _finished_twin(folder, record["fingerprint"])):
+        if folder.exists():
+            _set_aside(folder, say, "it holds no stage of this run")
         _adopt(twin, folder)
         say(f"{title}: reused from {twin} (same settings, same data)")
         return

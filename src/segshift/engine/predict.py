@@ -21,6 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 from segshift import __version__
 from segshift.artefacts.store import atomic_path, make_folder, write_json
 from segshift.data.images import IMAGE_SUFFIXES, load_resized
+from segshift.data.layouts import LABEL_FOLDERS
+from segshift.data.listing import walk
 from segshift.engine.ahead import ahead
 from segshift.engine.inference import Options, as_input, autocast, check_predictors, decide, logits_at
 from segshift.engine.progress import Bar, track
@@ -180,11 +182,13 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
         return {images.stem: images}
     if not images.is_dir():
         raise UserError(f"{images} does not exist", "a folder of images, or one image", "check the path")
-    results = [out, *(manifest.parent for manifest in images.rglob("predict.json"))]
+    # As in a domain, folders of labels beside those of images are not even looked into.
+    files = sorted(walk(images, IMAGE_SUFFIXES, LABEL_FOLDERS).values())
+    results = [out, *(manifest.parent for manifest in walk(images, {".json"}, LABEL_FOLDERS).values() if manifest.name == "predict.json")]
     own = [(folder / kind).resolve() for folder in results for kind in _KINDS]
     found: dict[str, Path] = {}
-    for path in sorted(images.rglob("*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
+    for path in files:
+        if not path.is_file():
             continue
         if any(path.resolve().is_relative_to(folder) for folder in own):
             continue

@@ -179,9 +179,10 @@ class FiniteCheck:
         self._pending = None
         if arrived is not None:
             arrived.synchronize()
-        bad = [f"{name} = {value}" for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
+        found = zip(names, values.tolist(), strict=True)
+        bad = ", ".join(f"{name} = {value}" for name, value in found if not math.isfinite(value))
         if bad:
-            raise self._error(step, f"the loss is not finite ({', '.join(bad)})", "losses", images)
+            raise self._error(step, f"the loss is not finite ({bad})", "losses", images)
 
     def weights(self, step: int, method: Method, source: Batch, target: Batch) -> None:
         """Keep weights that the step's gradients broke out of the checkpoint: the loss may have been finite still.
@@ -193,16 +194,16 @@ class FiniteCheck:
         finite = torch.stack([value.isfinite().all() for value in numbers.values()]).tolist()
         bad = [name for name, good in zip(numbers, finite, strict=True) if not good]
         if bad:
-            named = f"{bad[0]} and {len(bad) - 1} more" if len(bad) > 1 else bad[0]
-            raise self._error(step, f"the weights are not finite any more ({named})", "weights", _images(source, target))
+            broken = f"{bad[0]} and {len(bad) - 1} more" if len(bad) > 1 else bad[0]
+            raise self._error(step, f"the weights are no longer finite ({broken})", "weights", _images(source, target))
 
     def _error(self, step: int, found: str, wanted: str, images: str) -> UserError:
         kept = "the last checkpoint is intact" if self._checkpoint.exists() else "no checkpoint was written yet"
         return UserError(
             f"{self._title}, step {step + 1}: {found}\nimages: {images}",
             f"finite {wanted}",
-            "look at these images and labels; lower the learning rate (--set STAGE.optimizer.lr=…), clip gradients"
-            f" (--set clip=1), or train with --set precision=fp32 ({kept})",
+            "look at these images and labels; lower the learning rate"
+            f" (--set {self._title}.optimizer.lr=…), clip gradients (--set clip=1), or train with --set precision=fp32 ({kept})",
         )
 
 

@@ -32,7 +32,7 @@ class DeepLabV2ResNet101(SegmentationNet):
         aspp_branches: Literal[2, 4],
         normalisation: Normalisation,
     ) -> None:
-        super().__init__(num_classes, batch_norm)
+        super().__init__(num_classes, batch_norm, has_aux=aux)
         self.normalise = Normalise(normalisation)
         self.backbone = ResNet101()
         self.classifier = Aspp(2048, num_classes, aspp_branches)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -42,6 +42,11 @@ class Model:
     images: int | None
 
 
+Recorded = Literal["helped", "same", "hurt"]
+RECORDED: tuple[Recorded, ...] = ("helped", "same", "hurt")
+"""Verdicts that a run can have recorded."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """metrics.json: K classes with their colours, and the models measured on one labelled domain."""
@@ -54,6 +59,8 @@ class Scores:
     others: tuple[Model, ...]
     verdict: str
     helped: bool | None
+    state: Recorded | None
+    interval: tuple[float, float] | None
 
     @property
     def gain(self) -> float | None:
@@ -246,7 +253,16 @@ def _scores(value: object, problems: list[str]) -> Scores | None:
         others=tuple(model for model in models.values() if model is not control and model is not adapted),
         verdict=text(verdict.get("text")),
         helped=helped if isinstance(helped, bool) else None,
+        state=next((state for state in RECORDED if state == verdict.get("state")), None),
+        interval=_interval(verdict.get("interval")),
     )
+
+
+def _interval(value: object) -> tuple[float, float] | None:
+    bounds = [number(bound) for bound in sequence(value)]
+    if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
+        return None
+    return bounds[0], bounds[1]
 
 
 def _legend(run: Path, scores: Scores | None, problems: list[str]) -> tuple[tuple[str, tuple[int, int, int]], ...]:

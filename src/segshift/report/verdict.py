@@ -50,11 +50,14 @@ def judge(run: Run) -> Verdict:
         if not run.adapts:
             return Verdict("none", "Trained on the source alone: no verdict", sentence)
         return Verdict("none", f"No {lacks}: no verdict", sentence)
-    state = _state(gain, scores.helped)
+    state = scores.state or _state(gain, scores.helped)
     before, after = points(control.miou), points(adapted.miou)
     size = points(abs(gain))
     change = f"{size} points {'more' if gain > 0 else 'less'}" if size != "0.0" else "no difference"
     sentence = f"{where}, {adapted.name} reached {after} mIoU against {before} for the source-only control: {change}."
+    if scores.interval is not None:
+        low, high = (f"{100 * bound:+.1f}" for bound in scores.interval)
+        sentence += f" Over the choice of images, the gain lies between {low} and {high} points (95 % interval)."
     return Verdict(state, WORDS[state], sentence)
 
 

@@ -1,0 +1,328 @@
+"""The documentation says what the code does: links, commands, settings, defaults and names are compared with it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from pydantic import BaseModel
+
+import segshift
+from segshift import api, cli, recipes
+from segshift.config import RunSettings, read_yaml, validated
+from segshift.data import layouts
+from segshift.data.classes import read_classes
+from segshift.data.domains import DomainSettings
+from segshift.engine.inference import Options
+from segshift.methods import METHODS
+from segshift.nets import NETS, weights
+from segshift.setup import method_settings
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+VERBS: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The contents of a page's code blocks in some languages."""
+    return [content for language, content in FENCE.findall(text_of(page)) if language in languages]
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return FENCE.sub("", text_of(page))
+
+
+def inline_code(page: Path) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    """The cells of all table rows."""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def section(page: Path, title: str) -> str:
+    """The text under a heading, up to the next one of its level or above."""
+    text = text_of(page)
+    found = re.search(rf"^(#+) {re.escape(title)} *$", text, re.MULTILINE)
+    assert found, f"{page.name} has no section {title!r}"
+    below = text[found.end() :]
+    return re.split(rf"^#{{1,{len(found.group(1))}}} ", below, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def words(cell: str) -> list[str]:
+    """The code in a table's cell."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# ---- links
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        where = (page.parent / file).resolve() if file else page
+        assert where.exists(), f"{page.name} links to {target}, which is not there"
+        if anchor and where.suffix == ".md":
+            assert anchor in anchors(where), f"{page.name} links to {target}; known: {sorted(anchors(where))}"
+
+
+# ---- commands
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The arguments of every `segshift …` in a page's shell blocks."""
+    for block in blocks(page, "sh", "bash", "shell", "console"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words_of_line = shlex.split(line.removeprefix("$ "), comments=True)
+            if words_of_line and words_of_line[0].rsplit("/", 1)[-1] == "segshift":
+                yield words_of_line[1:]
+
+
+def options_of(verb: str) -> set[str]:
+    names = itertools.chain.from_iterable([*p.opts, *p.secondary_opts] for p in VERBS[verb].params)
+    return {"--help", *(name for name in names if name.startswith("--"))}
+
+
+@every_page
+def test_commands_can_be_typed(page: Path) -> None:
+    for arguments in commands(page):
+        verb, *rest = arguments
+        if verb == "--help":
+            continue
+        assert verb in VERBS, f"{page.name}: segshift {verb}"
+        VERBS[verb].make_context(verb, rest)  # parses, runs nothing
+
+
+@every_page
+def test_verbs_and_options_in_the_text_exist(page: Path) -> None:
+    for code in inline_code(page):
+        parts = code.split()
+        if parts[0] == "segshift" and len(parts) > 1 and parts[1].isalpha() and parts[1].islower():
+            assert parts[1] in VERBS, f"{page.name}: {code}"
+            unknown = {p.split("=")[0] for p in parts if p.startswith("--")} - options_of(parts[1])
+            assert not unknown, f"{page.name}: {code}"
+        elif code.startswith("--"):
+            known = set().union(*map(options_of, VERBS))
+            assert parts[0].split("=")[0] in known, f"{page.name}: {code}"
+
+
+def assignments(page: Path) -> list[str]:
+    """Every `--set key=value` of a page; placeholders such as KEY=VALUE are none."""
+    found = re.findall(r"--set (?:'([^']+)'|([^\s`']+))", text_of(page))
+    pairs = [quoted or plain for quoted, plain in found]
+    return [pair for pair in pairs if "=" in pair and not re.search(r"[A-Z]", pair.partition("=")[0])]
+
+
+@every_page
+def test_set_reaches_a_setting(page: Path) -> None:
+    for pair in assignments(page):
+        first = pair.split(".")[0]
+        method = first if first in METHODS else "advent"
+        settings = api.compose(method=method, source="a", target="b", val="c", classes="d", set=[pair])
+        for stage in settings.stages:
+            method_settings(stage)
+        assert set(settings.net.options) <= net_options(), pair
+        assert settings.net.name in NETS
+
+
+def net_options() -> set[str]:
+    return {name for builder in NETS.values() for name in builder_defaults(builder)}
+
+
+def builder_defaults(builder: Callable[..., Any]) -> dict[str, Any]:
+    """Options of a network's builder with their defaults."""
+    parameters = inspect.signature(builder).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+# ---- settings in YAML, JSON and Python
+
+
+@every_page
+def test_yaml_blocks_are_valid(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "yaml", "yml"):
+        path = tmp_path / "block.yaml"
+        path.write_text(block, encoding="utf-8")
+        content = read_yaml(path)
+        if isinstance(content.get("classes"), list):
+            assert len(read_classes(path)) > 0
+        elif set(content) <= set(DomainSettings.model_fields):
+            validated(DomainSettings, {"root": "data", **content}, page.name)
+        else:
+            settings = validated(RunSettings, content, page.name)
+            for stage in settings.stages:
+                method_settings(stage)
+            inspect.signature(NETS[settings.net.name]).bind(19, **settings.net.options)
+            assert settings.net.layout is None or settings.net.layout in weights.LAYOUTS
+
+
+@every_page
+def test_json_blocks_are_valid(page: Path, tmp_path: Path) -> None:
+    for line in "".join(blocks(page, "json", "jsonl")).splitlines():
+        if "classes" in json.loads(line):
+            path = tmp_path / "classes.json"
+            path.write_text(line, encoding="utf-8")
+            assert len(read_classes(path)) > 0
+
+
+@every_page
+def test_python_blocks_use_what_there_is(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("segshift"):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+            if isinstance(node, ast.Call) and (name := re.fullmatch(r"segshift\.(\w+)", ast.unparse(node.func))):
+                called: Callable[..., Any] = getattr(segshift, name[1])
+                keywords = {keyword.arg for keyword in node.keywords}
+                known = set(inspect.signature(called).parameters) | set(inspect.signature(api.compose).parameters)
+                assert keywords <= known, ast.unparse(node)
+
+
+# ---- tables of settings
+
+
+def flat(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Names, with dots, and defaults of all settings of a model."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            found |= flat(type(field.default), f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field.get_default(call_default_factory=True)
+    return found
+
+
+def same(written: str, default: Any) -> bool:
+    """Whether a table's cell means a default."""
+    value = yaml.safe_load(written) if written else None
+    if isinstance(default, float):
+        return value is not None and float(value) == default
+    return bool(value == (list(default) if isinstance(default, tuple) else default))
+
+
+@every_method
+def test_every_setting_of_a_method_is_in_its_page(name: str) -> None:
+    page = DOCS / "methods" / f"{name}.md"
+    table = {words(cells[0])[0]: cells[1] for cells in rows(section(page, "Settings")) if words(cells[0])}
+    settings = flat(METHODS[name].settings)
+    listed = {key: written for key, written in table.items() if "=" not in key}
+    assert set(listed) == set(settings)
+    wrong = {key: written for key, written in listed.items() if not same(written, settings[key])}
+    assert not wrong, f"{page.name}: other defaults in the code: { ({key: settings[key] for key in wrong}) }"
+
+
+def test_every_page_of_a_method_has_its_method() -> None:
+    assert {page.stem for page in (DOCS / "methods").glob("*.md")} == set(METHODS)
+
+
+@every_method
+def test_functions_named_in_a_method_page_exist(name: str) -> None:
+    page = DOCS / "methods" / f"{name}.md"
+    source = "\n".join(text_of(path) for path in (ROOT / "src").rglob("*.py"))
+    for cells in rows(section(page, "The step")):
+        for code in words(cells[-1]):
+            if (ROOT / "src" / "segshift" / code).exists():
+                continue
+            for word in re.findall(r"[A-Za-z_]\w+", code):
+                assert re.search(rf"\b{word}\b", source), f"{page.name}: {code}"
+
+
+def test_every_setting_of_a_run_is_in_its_page() -> None:
+    listed = {word for cells in rows(section(DOCS / "runs.md", "All settings")) for word in words(cells[0])}
+    assert listed == set(RunSettings.model_fields)
+    for cells in rows(section(DOCS / "runs.md", "All settings")):
+        for name in words(cells[0]):
+            default = RunSettings.model_fields[name].get_default(call_default_factory=True)
+            if isinstance(default, (int, float, bool)) or default == "auto" or (default is None and cells[1]):
+                assert cells[1] == "none" or same(cells[1], default), name
+
+
+def test_every_option_of_evaluation_is_in_its_page() -> None:
+    table = rows(section(DOCS / "runs.md", "Test-time options"))
+    listed = {word for cells in table if not cells[0].startswith("option") for word in words(cells[1])}
+    assert listed == set(Options.model_fields)
+
+
+def test_every_setting_of_a_domain_is_in_its_page() -> None:
+    page = section(DOCS / "data.md", "data.yaml: the same with settings")
+    listed = {words(cells[0])[0]: cells[1] for cells in rows(page) if words(cells[0])}
+    assert set(listed) == set(DomainSettings.model_fields)
+    for name, written in listed.items():
+        assert name == "root" or same(written, DomainSettings.model_fields[name].default), name
+
+
+def test_every_layout_is_in_its_page() -> None:
+    listed = {words(cells[0])[0] for cells in rows(section(DOCS / "data.md", "Known layouts")) if words(cells[0])}
+    assert listed - {"layout"} == set(layouts.LAYOUTS)
+
+
+def test_every_network_and_option_is_in_its_page() -> None:
+    page, network = DOCS / "networks.md", ""
+    listed: dict[str, dict[str, str]] = {}
+    for cells in rows(section(page, "Options")):
+        network = words(cells[0])[0] if words(cells[0]) else network
+        if words(cells[1]):
+            listed.setdefault(network, {})[words(cells[1])[0]] = cells[2]
+    assert set(listed) == set(NETS)
+    for name, builder in NETS.items():
+        defaults = builder_defaults(builder)
+        assert set(listed[name]) == set(defaults), name
+        for option, default in defaults.items():
+            # `none` the word is not YAML's null; it is compared as it stands.
+            written = listed[name][option]
+            assert written == default or same(written, default), f"{name}: {option}"
+
+
+def test_every_layout_of_published_weights_is_in_its_page() -> None:
+    cells = rows(section(DOCS / "networks.md", "Published weights"))
+    assert {words(first)[0] for first, *_ in cells if words(first)} - {"layout"} == set(weights.LAYOUTS)
+
+
+# ---- recipes
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_recipes_are_valid(name: str) -> None:
+    settings = validated(RunSettings, recipes.read(name), name)
+    assert settings.about
+    assert settings.stages
+    for stage in settings.stages:
+        method_settings(stage)
+
+
+def test_every_method_has_its_recipe() -> None:
+    assert {f"cpu/{name}" for name in METHODS} <= set(recipes.names())
