@@ -185,7 +185,8 @@ def test_no_silent_fall_back(path: Path) -> None:
 DECORATORS = {
     "abstractmethod", "asynccontextmanager", "cache", "classmethod", "cached_property", "command", "contextmanager",
     "dataclass", "field_serializer", "field_validator", "lru_cache", "model_validator", "no_grad",
-    "once_differentiable", "overload", "property", "runtime_checkable", "staticmethod", "inference_mode", "setter", "wraps", "callback",
+    "once_differentiable", "overload", "property", "runtime_checkable", "staticmethod", "inference_mode",
+    "setter", "wraps", "callback",
 }  # fmt: skip
 """Known ones that register nothing outside their own class (`command`: of the command line itself)."""
 

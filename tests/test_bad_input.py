@@ -1,4 +1,4 @@
-"""Whatever a person can get wrong ends in one screen that names the file or setting and the remedy, and in no half file."""
+"""Wrong data and settings: one screen that names the file or setting and the remedy, exit code 2, no half file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from workbench import (
     COLOURS,
     NAMES,
@@ -47,10 +48,16 @@ def _truncated_jpeg(path: Path) -> None:
     cut_short(_swap(path, ".jpg"), 0.7)
 
 
-def _zero_end(path: Path) -> None:
-    """What a power cut may leave: the right length, and zeros from the middle on."""
+def _zero_end(path: Path, share: float = 0.5) -> None:
+    """What a power cut may leave: the right length, but zeros behind the first part."""
     data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2].ljust(len(data), b"\0"))
+    path.write_bytes(data[: int(share * len(data))].ljust(len(data), b"\0"))
+
+
+def _gone(path: Path) -> Path:
+    """Remove a file; its path."""
+    path.unlink()
+    return path
 
 
 def _without(folder: Path) -> None:
@@ -113,7 +120,7 @@ DATA: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "label truncated": (lambda p: cut_short(p.label("source", 2)), ("labels/002.png", "cannot be decoded", "to do")),
     "source PNG with zeros at its end": (lambda p: _zero_end(p.image("source")), ("000.png", "checksum", "to do")),
     "target JPEG with zeros at its end": (
-        lambda p: _zero_end(_swap(p.image("target"), ".jpg")), ("000.jpg", "truncated", "to do"),
+        lambda p: _zero_end(_swap(p.image("target"), ".jpg"), 0.8), ("000.jpg", "truncated", "to do"),
     ),
     "label with zeros at its end": (lambda p: _zero_end(p.label("source")), ("labels/000.png", "decoded", "to do")),
     "source image of zero bytes": (lambda p: p.image("source").write_bytes(b""), ("000.png", "cannot be decoded")),
@@ -123,16 +130,16 @@ DATA: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "text named .png as target": (lambda p: p.image("target").write_text("hello"), ("000.png", "cannot be decoded")),
     "text named .png as label": (lambda p: p.label("source").write_text("hello"), ("labels/000.png", "decoded")),
     "pipe as label": (
-        lambda p: (p.label("source").unlink(), os.mkfifo(p.label("source"))), ("labels/000.png", "to do"),
+        lambda p: os.mkfifo(_gone(p.label("source"))), ("labels/000.png", "to do"),
     ),
     "pipe as target image": (
-        lambda p: (p.image("target").unlink(), os.mkfifo(p.image("target"))), ("images/000.png", "to do"),
+        lambda p: os.mkfifo(_gone(p.image("target"))), ("images/000.png", "to do"),
     ),
     "dead link as image": (
-        lambda p: (p.image("source").unlink(), p.image("source").symlink_to("nowhere.png")), ("000.png", "to do"),
+        lambda p: _gone(p.image("source")).symlink_to("nowhere.png"), ("000.png", "to do"),
     ),
     "folder in place of an image": (
-        lambda p: (p.image("source").unlink(), p.image("source").mkdir()), ("has no image: 000", "to do"),
+        lambda p: _gone(p.image("source")).mkdir(), ("has no image: 000", "to do"),
     ),
     "label of another size": (
         lambda p: save(p.label("source"), label(1, 32, 24)), ("000.png", "32x24", "64x48", "resize_labels: true"),
@@ -149,10 +156,7 @@ DATA: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     ),
     "label in an unknown colour": (lambda p: _colours(p, (1, 2, 3)), ("000.png", "1,2,3", "ignore", "class_map")),
     "label of fractions": (
-        lambda p: (
-            p.label("source").unlink(),
-            Image.fromarray(label(1).astype(np.float32)).save(p.label("source").with_suffix(".tif")),
-        ),
+        lambda p: save(_gone(p.label("source")).with_suffix(".tif"), label(1).astype(np.float32)),
         ("000.tif", "fractions", "8-bit PNG"),
     ),
     "JPEG labels": (
@@ -189,7 +193,7 @@ DATA: dict[str, tuple[Spoil, tuple[str, ...]]] = {
         ("classes.json", "palette[0]", "'red' is not a colour", "to do"),
     ),
     "too many classes": (_many, ("classes.json", "256 classes", "at most 255", "to do")),
-    "class list that is a folder": (lambda p: (p.classes.unlink(), p.classes.mkdir()), ("classes.json", "to do")),
+    "class list that is a folder": (lambda p: _gone(p.classes).mkdir(), ("classes.json", "to do")),
 }
 
 
@@ -220,7 +224,7 @@ FINE: dict[str, Spoil] = {
     ],
     "palette images": lambda p: [save(p.image(d, 1), picture(3), "P") for d in ("source", "target", "val")],
     "CMYK images": lambda p: [
-        (p.image(d).unlink(), save(p.image(d).with_suffix(".jpg"), picture(3), "CMYK")) for d in ("source", "target")
+        save(_gone(p.image(d)).with_suffix(".jpg"), picture(3), "CMYK") for d in ("source", "target")
     ],
     "names with spaces, accents and markup": lambda p: [
         path.rename(path.with_name(f"straße <b>&'\" 東京{suffix}"))
@@ -322,11 +326,14 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     ),
     "unknown network": (_set("net.name=deeplab_light"), ("'deeplab_light'", "did you mean 'deeplab_lite'?")),
     "unknown device": (lambda p: [*p.adapt(), "--device", "gpu"], ("'gpu'", "auto, cpu, cuda")),
+    "device that is not there": (lambda p: [*p.adapt(), "--device", "cuda:99"], ("'cuda:99'", "torch sees")),
     "unsupported device": (lambda p: [*p.adapt(), "--device", "meta"], ("'meta'", "auto, cpu, cuda")),
     "unknown weights": (_set("net.options.weights=imagnet"), ("imagnet", "imagenet or none")),
     "option of the wrong type": (_set("net.options.width=wide"), ("deeplab_lite", "to do")),
     "checkpoint without layout": (_set("net.checkpoint=x.pth"), ("net.checkpoint", "layout", "to do")),
-    "checkpoint missing": (_set("net.checkpoint=x.pth", "net.layout=efficientnet_lite0"), ("x.pth", "No such file", "to do")),
+    "checkpoint missing": (
+        _set("net.checkpoint=x.pth", "net.layout=efficientnet_lite0"), ("x.pth", "No such file", "to do"),
+    ),
     "layout of a checkpoint unknown": (
         lambda p: p.adapt(f"net.checkpoint={p.image('source')}", "net.layout=advnt"), ("'advnt'", "advent"),
     ),
@@ -352,7 +359,7 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "--set that is no YAML": (_set("size=[1"), ("--set size=[1", "YAML")),
     "--set of the stages": (_set("stages=5"), ("stages", "5")),
     "run.yaml missing": (lambda p: ["adapt", p.root / "no.yaml", "--out", p.run], ("no.yaml", "does not exist")),
-    "run.yaml that is a folder": (lambda p: ["adapt", p.source, "--out", p.run], (str("source"), "cannot be read")),
+    "run.yaml that is a folder": (lambda p: ["adapt", p.source, "--out", p.run], ("source", "cannot be read")),
     "run.yaml that is an image": (lambda p: ["adapt", p.image("source"), "--out", p.run], ("000.png",)),
     "run.yaml that is no YAML": (_config("stages: [\nx: {"), ("run.yaml", "not YAML", "to do")),
     "run.yaml with an impossible date": (_config("seed: 2020-13-45"), ("run.yaml", "not YAML")),

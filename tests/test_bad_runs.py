@@ -1,7 +1,8 @@
-"""Damaged models, run folders in the way, full and read-only disks, two processes in one run, a loss that is no number."""
+"""Damaged models and checkpoints, run folders in the way, full and read-only disks, a loss that is no number."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from workbench import (
     Pair,
     assert_told,
@@ -118,6 +120,15 @@ def _evaluate_into_a_file(pair: Pair, scratch: Path) -> Sequence[str | Path]:
     return ["evaluate", pair.run, "--out", scratch / "out"]
 
 
+def _gone(path: Path) -> Path:
+    """Remove a file or a folder; its path."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    return path
+
+
 def _weights_file(run: Path) -> Path:
     return run / MODEL / "model.safetensors"
 
@@ -128,20 +139,22 @@ MODELS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "no model in the folder": (lambda p, s: ["predict", p.target, p.target], ("target", "no trained model", "to do")),
     "run that is a file": (lambda p, s: ["predict", p.classes, p.target], ("classes.json", "no trained model")),
     "run that did not finish": (
-        _spoiled(lambda r: [shutil.rmtree(model) for model in r.glob("*/model")]), ("no trained model", "run its command"),
+        _spoiled(lambda r: [_gone(model) for model in r.glob("*/model")]),
+        ("no trained model", "run its command"),
     ),
     "weights truncated": (_spoiled(lambda r: cut_short(_weights_file(r))), ("02-advent/model", "to do")),
     "weights of zero bytes": (_spoiled(lambda r: _weights_file(r).write_bytes(b"")), ("02-advent/model", "to do")),
     "weights missing": (_spoiled(lambda r: _weights_file(r).unlink()), ("model.safetensors", "does not exist")),
     "weights that are a folder": (
-        _spoiled(lambda r: (_weights_file(r).unlink(), _weights_file(r).mkdir())), ("02-advent/model", "to do"),
+        _spoiled(lambda r: _gone(_weights_file(r)).mkdir()), ("02-advent/model", "to do"),
     ),
     "weights of another class list": (_spoiled(_weights_of_three), ("02-advent/model", "size mismatch", "to do")),
     "weights of another network": (
         _spoiled(lambda r: _config(r, net={"name": "deeplab_v2_vgg16", "options": {}})), ("02-advent/model", "to do"),
     ),
     "network unknown": (
-        _spoiled(lambda r: _config(r, net={"name": "deeplab_liet", "options": {}})), ("'deeplab_liet'", "'deeplab_lite'"),
+        _spoiled(lambda r: _config(r, net={"name": "deeplab_liet", "options": {}})),
+        ("'deeplab_liet'", "'deeplab_lite'"),
     ),
     "options that are a list": (
         _spoiled(lambda r: _config(r, net={"name": "deeplab_lite", "options": []})), ("02-advent/model", "to do"),
@@ -220,7 +233,7 @@ def _grown(folder: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0, 1.2, 1.6, 2.0])
 def test_full_disk(trained: Pair, tmp_path: Path, share: float) -> None:
-    """A disk of so many checkpoints: full at the start, in the first, the second checkpoint, or in the model's export."""
+    """A disk of so many checkpoints: full at the start, in the first or second checkpoint, or in the export."""
     size = (trained.run / "01-source_only" / "checkpoint.pt").stat().st_size
     pair = make_pair(tmp_path)
     command = pair.adapt("checkpoint_every=1", "source_only.steps=3", method="source_only")
@@ -252,6 +265,36 @@ def test_full_disk_while_results_are_written(trained: Pair, tmp_path: Path) -> N
         assert "Traceback" not in told.out + told.err
         assert "the disk is full" in told.out + told.err
         assert_whole(disk)
+
+
+def _fill(disk: Path, leave: int) -> Path:
+    """Fill a disk but for so many bytes; the file to remove to free it."""
+    ballast = disk / "ballast.bin"
+    with open(ballast, "wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while file.write(bytes(1 << 16)) == 1 << 16:
+                pass
+        file.truncate(max(0, file.tell() - leave))
+    return ballast
+
+
+@pytest.mark.parametrize("leave", [0, 8192, 20480, 45056])
+def test_full_disk_while_a_trained_run_is_reported(trained: Pair, tmp_path: Path, leave: int) -> None:
+    with small_disk(tmp_path / "runs", 1 << 26) as disk:
+        run = copy_run(trained, disk / "y")
+        shutil.rmtree(run / "panels")
+        for name in ("report.html", "metrics.json", "evaluation.json"):
+            (run / name).unlink()
+        ballast = _fill(disk, leave)
+        command = [*trained.adapt(val=True), "--out", run]
+        assert_told(segshift(*command), "the disk is full", "free some space")
+        assert_whole(run)
+        ballast.unlink()
+        done = segshift(*command)
+        assert done.code == 0, done
+        assert_whole(run)
+        assert (run / "report.html").exists()
+        assert (run / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("verb", ["adapt", "predict", "check", "compare", "report", "evaluate"])
@@ -307,24 +350,33 @@ CHECKPOINTS: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
+def _unfinished(trained: Pair, run: Path) -> Path:
+    """A copy of the run whose last stage is marked as not done; its checkpoint."""
+    copy_run(trained, run)
+    record = run / "02-advent" / "stage.json"
+    record.write_text(json.dumps(read_json(record) | {"done": False}))
+    return Path(shutil.copy(trained.run / "02-advent" / "checkpoint.pt", run / "02-advent"))
+
+
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_checkpoint_that_does_not_fit(trained: Pair, tmp_path: Path, case: str) -> None:
     run = tmp_path / "runs" / "y"
-    shutil.copytree(trained.run, run)
-    stage = run / "02-advent"
-    (stage / "stage.json").write_text(json.dumps(read_json(stage / "stage.json") | {"done": False}))
-    CHECKPOINTS[case](stage / "checkpoint.pt", run / "01-source_only" / "checkpoint.pt")
-    command = [*trained.adapt(), "--out", run]
-    assert_told(segshift(*command), "02-advent/checkpoint.pt", "delete it to train this stage anew")
-    (stage / "checkpoint.pt").unlink()
-    assert segshift(*command).code == 0
+    CHECKPOINTS[case](_unfinished(trained, run), trained.run / "01-source_only" / "checkpoint.pt")
+    told = segshift(*trained.adapt(), "--out", run)
+    assert_told(told, "02-advent/checkpoint.pt", "delete it to train this stage anew")
+
+
+def test_stage_without_its_checkpoint_is_trained_anew(trained: Pair, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "y"
+    _unfinished(trained, run).unlink()
+    assert segshift(*trained.adapt(), "--out", run).code == 0
     for name, tensor in weights(run).items():
         assert torch.equal(tensor, weights(trained.run)[name]), name
 
 
 def test_damaged_records_cost_only_themselves(trained: Pair, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "y"
-    shutil.copytree(trained.run, run)
+    copy_run(trained, run)
     for path in (run / "02-advent" / "stage.json", run / "evaluation.json", run / "metrics.json"):
         path.write_text("{")
     done = segshift(*trained.adapt(val=True), "--out", run)

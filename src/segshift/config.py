@@ -35,7 +35,9 @@ class NetSettings(_Settings):
 class AugmentSettings(_Settings):
     """Random changes of a training image. Defaults: none, as in the AdaptSegNet and ADVENT releases."""
 
-    crop: tuple[int, int] | None = Field(None, description="width, height in pixels of the working size; None: whole image")
+    crop: tuple[int, int] | None = Field(
+        None, description="width, height in pixels of the working size; None: whole image"
+    )
     scale: tuple[float, float] = Field((1.0, 1.0), description="random scale before the crop")
     flip: bool = False
     jitter: float = Field(0.0, ge=0, le=1, description="strength of the colour jitter")

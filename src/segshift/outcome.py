@@ -47,7 +47,11 @@ def finish(run: Run) -> dict[str, Any] | None:
             measured, interval = _measured(run)
         except UserError as error:
             run.say(f"not evaluated: {error}\nthe model is trained; mend the labels and run the same command again")
-    verdict = _write_metrics(run, measured, interval) if measured else _forget_metrics(run)
+    verdict = None
+    if measured:
+        verdict = _write_metrics(run, measured, interval)
+    else:
+        _forget_metrics(run)
     _write_panels(run, measured)
     build_report(run.root)
     return verdict

@@ -146,7 +146,8 @@ def dump_yaml(settings: RunSettings) -> str:
     places = [(content, "classes"), (content["net"], "checkpoint")]
     places += [(content[part], key) for part in ("source", "target", "val") if content[part] for key in ("root", "list")]
     for mapping, key in places:
-        if mapping[key] is not None:
+        # A list file may also lie below the domain's root, where its name stays as it is.
+        if mapping[key] is not None and (key != "list" or Path(mapping[key]).is_file()):
             mapping[key] = str(Path(mapping[key]).expanduser().resolve())
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
@@ -191,4 +192,6 @@ def devices(name: str) -> torch.device:
         raise UserError(f"device {name!r} is not supported", "auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r}: torch sees no CUDA device here", remedy="use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here", "cuda:0 or another")
     return device

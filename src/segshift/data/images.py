@@ -36,7 +36,7 @@ def naming_file(path: Path, what: str) -> Iterator[None]:
     Raises:
         UserError: the block failed because the file is missing, unreadable, truncated or not an image.
     """
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and not path.is_dir():
         # Opening a pipe would wait for ever.
         raise UserError(f"{what} {path} is no file", "an ordinary file", "remove it with its counterpart")
     try:
@@ -70,12 +70,12 @@ def whole_file(path: Path) -> io.BytesIO:
     data = path.read_bytes()
     if data.startswith(_PNG):
         view, position = memoryview(data), 8
-        while view[position + 4 : position + 8] != b"IEND":
-            end = position + 8 + int.from_bytes(view[position : position + 4], "big")
+        while (kind := data[position + 4 : position + 8]) != b"IEND":
+            end = position + 8 + int.from_bytes(data[position : position + 4], "big")
             if end + 4 > len(data):
                 raise ValueError("truncated")
-            content = view[position + 4 : end]
-            if content[:4] == b"IDAT" and zlib.crc32(content) != int.from_bytes(view[end : end + 4], "big"):
+            checksum = int.from_bytes(data[end : end + 4], "big")
+            if kind == b"IDAT" and zlib.crc32(view[position + 4 : end]) != checksum:
                 raise ValueError("its content does not fit its checksum")
             position = end + 4
     elif data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):

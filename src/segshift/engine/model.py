@@ -81,7 +81,9 @@ def build_net(name: str, num_classes: int, options: dict[str, Any]) -> Segmentat
     known = list(inspect.signature(NETS[name]).parameters)[1:]
     for option in options:
         if option not in known:
-            raise UserError(f"network {name} has no option {option!r}; {nearest(option, known)}", remedy="mend net.options")
+            raise UserError(
+                f"network {name} has no option {option!r}; {nearest(option, known)}", remedy="mend net.options"
+            )
     try:
         return NETS[name](num_classes, **options)
     except (TypeError, ValueError) as error:
@@ -96,10 +98,8 @@ def save_model(
     weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     path = folder / "model.safetensors"
     with atomic_path(path) as temporary:
-        try:
-            safetensors.torch.save_file(weights, temporary)
-        except SafetensorError as error:
-            raise OSError(28, f"No space left on device ({error})") from error
+        # Not save_file: it writes to a file of its own name beside this one, which a killed process would leave.
+        temporary.write_bytes(safetensors.torch.save(weights))
     config = {
         "format": FORMAT,
         "net": {"name": name, "options": options},
@@ -156,6 +156,7 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
         raise UserError(f"{weights} does not exist", remedy="run the training stage again") from error
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
         raise UserError(
-            f"the model in {folder} cannot be loaded: {gist(error)}", remedy="restore its files, or train the stage again"
+            f"the model in {folder} cannot be loaded: {gist(error)}",
+            remedy="restore its files, or train the stage again",
         ) from error
     return Model(net.to(device or torch.device("cpu")).eval(), classes, size, config)

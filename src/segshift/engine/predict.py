@@ -184,7 +184,8 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
         raise UserError(f"{images} does not exist", "a folder of images, or one image", "check the path")
     # As in a domain, folders of labels beside those of images are not even looked into.
     files = sorted(walk(images, IMAGE_SUFFIXES, LABEL_FOLDERS).values())
-    results = [out, *(manifest.parent for manifest in walk(images, {".json"}, LABEL_FOLDERS).values() if manifest.name == "predict.json")]
+    manifests = (path for path in walk(images, {".json"}, LABEL_FOLDERS).values() if path.name == "predict.json")
+    results = [out, *(manifest.parent for manifest in manifests)]
     own = [(folder / kind).resolve() for folder in results for kind in _KINDS]
     found: dict[str, Path] = {}
     for path in files:

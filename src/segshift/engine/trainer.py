@@ -203,7 +203,8 @@ class FiniteCheck:
             f"{self._title}, step {step + 1}: {found}\nimages: {images}",
             f"finite {wanted}",
             "look at these images and labels; lower the learning rate"
-            f" (--set {self._title}.optimizer.lr=…), clip gradients (--set clip=1), or train with --set precision=fp32 ({kept})",
+            f" (--set {self._title}.optimizer.lr=…), clip gradients (--set clip=1), or train with"
+            f" --set precision=fp32 ({kept})",
         )
 
 
