@@ -1,4 +1,4 @@
-"""Models, images and labels that `predict`, `evaluate`, `report` and `compare` cannot use: one screen, nothing written."""
+"""Models, images and labels that `predict`, `evaluate`, `report` and `compare` cannot use; nothing is written."""
 
 from __future__ import annotations
 
