@@ -102,12 +102,14 @@ DATA: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "val folder missing": (lambda p: p.val.rename(p.root / "vall"), ("val", "does not exist", "vall")),
     "class list missing": (lambda p: p.classes.unlink(), ("classes.json", "does not exist", "to do")),
     "source is a file": (
-        lambda p: (p.source.rename(p.root / "old"), p.source.write_text("x")), ("source", "is a file", "to do"),
+        lambda p: (p.source.rename(p.root / "old"), p.source.write_text("x")),
+        ("source", "is a file", "to do"),
     ),
     "source without image": (lambda p: _without(p.source / "images"), ("no image in", "source", "to do")),
     "target without image": (lambda p: _without(p.target / "images"), ("no image in", "target", "to do")),
     "source without label folder": (
-        lambda p: (p.source / "labels").rename(p.root / "elsewhere"), ("no folder of labels", "source", "`labels`"),
+        lambda p: (p.source / "labels").rename(p.root / "elsewhere"),
+        ("no folder of labels", "source", "`labels`"),
     ),
     "source without label": (lambda p: _without(p.source / "labels"), ("no label in", "source", "to do")),
     "image without label": (lambda p: p.label("source").unlink(), ("1 image has no label: 000", "labels", "to do")),
@@ -120,7 +122,8 @@ DATA: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "label truncated": (lambda p: cut_short(p.label("source", 2)), ("labels/002.png", "cannot be decoded", "to do")),
     "source PNG with zeros at its end": (lambda p: _zero_end(p.image("source")), ("000.png", "checksum", "to do")),
     "target JPEG with zeros at its end": (
-        lambda p: _zero_end(_swap(p.image("target"), ".jpg"), 0.8), ("000.jpg", "truncated", "to do"),
+        lambda p: _zero_end(_swap(p.image("target"), ".jpg"), 0.8),
+        ("000.jpg", "truncated", "to do"),
     ),
     "label with zeros at its end": (lambda p: _zero_end(p.label("source")), ("labels/000.png", "decoded", "to do")),
     "source image of zero bytes": (lambda p: p.image("source").write_bytes(b""), ("000.png", "cannot be decoded")),
@@ -130,29 +133,37 @@ DATA: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "text named .png as target": (lambda p: p.image("target").write_text("hello"), ("000.png", "cannot be decoded")),
     "text named .png as label": (lambda p: p.label("source").write_text("hello"), ("labels/000.png", "decoded")),
     "pipe as label": (
-        lambda p: os.mkfifo(_gone(p.label("source"))), ("labels/000.png", "to do"),
+        lambda p: os.mkfifo(_gone(p.label("source"))),
+        ("labels/000.png", "to do"),
     ),
     "pipe as target image": (
-        lambda p: os.mkfifo(_gone(p.image("target"))), ("images/000.png", "to do"),
+        lambda p: os.mkfifo(_gone(p.image("target"))),
+        ("images/000.png", "to do"),
     ),
     "dead link as image": (
-        lambda p: _gone(p.image("source")).symlink_to("nowhere.png"), ("000.png", "to do"),
+        lambda p: _gone(p.image("source")).symlink_to("nowhere.png"),
+        ("000.png", "to do"),
     ),
     "folder in place of an image": (
-        lambda p: _gone(p.image("source")).mkdir(), ("has no image: 000", "to do"),
+        lambda p: _gone(p.image("source")).mkdir(),
+        ("has no image: 000", "to do"),
     ),
     "label of another size": (
-        lambda p: save(p.label("source"), label(1, 32, 24)), ("000.png", "32x24", "64x48", "resize_labels: true"),
+        lambda p: save(p.label("source"), label(1, 32, 24)),
+        ("000.png", "32x24", "64x48", "resize_labels: true"),
     ),
     "label id outside the map": (
-        lambda p: save(p.label("source"), _with_id(17)), ("000.png", "17", "5 px", "17: ignore", "class_map"),
+        lambda p: save(p.label("source"), _with_id(17)),
+        ("000.png", "17", "5 px", "17: ignore", "class_map"),
     ),
     "palette label with an id outside": (lambda p: _palette_with(p, 77), ("000.png", "77", "77: ignore")),
     "16-bit label with an id outside": (
-        lambda p: save(p.label("source"), _with_id(9).astype(np.uint16) * 100), ("000.png", "900", "ignore"),
+        lambda p: save(p.label("source"), _with_id(9).astype(np.uint16) * 100),
+        ("000.png", "900", "ignore"),
     ),
     "every label all ignored": (
-        lambda p: _every_label(p, np.full((48, 64), 255, np.uint8)), ("source", "ignored", "class_map"),
+        lambda p: _every_label(p, np.full((48, 64), 255, np.uint8)),
+        ("source", "ignored", "class_map"),
     ),
     "label in an unknown colour": (lambda p: _colours(p, (1, 2, 3)), ("000.png", "1,2,3", "ignore", "class_map")),
     "label of fractions": (
@@ -160,29 +171,36 @@ DATA: dict[str, tuple[Spoil, tuple[str, ...]]] = {
         ("000.tif", "fractions", "8-bit PNG"),
     ),
     "JPEG labels": (
-        lambda p: [_swap(p.label("source", i), ".jpg") for i in range(3)], ("JPEG", "labels", "PNG"),
+        lambda p: [_swap(p.label("source", i), ".jpg") for i in range(3)],
+        ("JPEG", "labels", "PNG"),
     ),
     "two source images of one stem": (
-        lambda p: save(p.image("source").with_suffix(".jpg"), picture(5)), ("000.jpg", "000.png", "rename"),
+        lambda p: save(p.image("source").with_suffix(".jpg"), picture(5)),
+        ("000.jpg", "000.png", "rename"),
     ),
     "two target images of one stem": (
-        lambda p: save(p.image("target").with_suffix(".jpg"), picture(5)), ("000.jpg", "000.png", "rename"),
+        lambda p: save(p.image("target").with_suffix(".jpg"), picture(5)),
+        ("000.jpg", "000.png", "rename"),
     ),
     "two labels of one stem": (
-        lambda p: save(p.label("source").with_suffix(".bmp"), label(5)), ("000.bmp", "000.png", "rename"),
+        lambda p: save(p.label("source").with_suffix(".bmp"), label(5)),
+        ("000.bmp", "000.png", "rename"),
     ),
     "class list empty": (lambda p: write_classes(p.classes, []), ("classes.json", "no class", "to do")),
     "class file of zero bytes": (lambda p: p.classes.write_bytes(b""), ("classes.json", "not valid JSON", "to do")),
     "class twice": (
-        lambda p: write_classes(p.classes, ["road", "sky", "Road"]), ("classes.json", "'Road'", "twice", "to do"),
+        lambda p: write_classes(p.classes, ["road", "sky", "Road"]),
+        ("classes.json", "'Road'", "twice", "to do"),
     ),
     "class list cut off": (lambda p: cut_short(p.classes), ("classes.json", "not valid JSON", "to do")),
     "class list of bytes": (lambda p: p.classes.write_bytes(b"\xff\xfe\x00road"), ("classes.json", "to do")),
     "class that is a number": (
-        lambda p: p.classes.write_text('{"classes": ["road", 5]}'), ("classes.json", "5 is not a class", "quote"),
+        lambda p: p.classes.write_text('{"classes": ["road", 5]}'),
+        ("classes.json", "5 is not a class", "quote"),
     ),
     "unknown key in the class list": (
-        lambda p: p.classes.write_text('{"clases": ["road"]}'), ("classes.json", "'clases'", "'classes'"),
+        lambda p: p.classes.write_text('{"clases": ["road"]}'),
+        ("classes.json", "'clases'", "'classes'"),
     ),
     "palette too short": (
         lambda p: p.classes.write_text('{"classes": ["road", "sky"], "palette": [[1, 2, 3]]}'),

@@ -55,7 +55,8 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "unknown option of the network": (_set("net.options.widht=8"), ("widht", "'width'", "deeplab_lite", "to do")),
     "unknown key in run.yaml": (_config("sed: 1\n" + STAGES), ("run.yaml", "'sed'", "'seed'")),
     "unknown key of a stage in run.yaml": (
-        _config("stages: [{name: one, method: source_only, stps: 1}]"), ("run.yaml", "stps", "'steps'"),
+        _config("stages: [{name: one, method: source_only, stps: 1}]"),
+        ("run.yaml", "stps", "'steps'"),
     ),
     "unknown key in data.yaml": (_data("sorce: {root: x}"), ("data.yaml", "'sorce'", "'source'")),
     "unknown key of a domain": (_domain("layuot: gta5"), ("data.yaml", "source.layuot", "'layout'")),
@@ -63,20 +64,24 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "unknown class in a class_map": (_domain("class_map: {7: raod}"), ("class_map", "'source'", "raod", "'road'")),
     "name as key of a class_map": (_domain("class_map: {asphalt: road}"), ("class_map", "'asphalt'", "layout")),
     "colour that is none in a class_map": (
-        _domain("class_map: {'300,1,1': road}"), ("class_map", "300,1,1", "not a colour"),
+        _domain("class_map: {'300,1,1': road}"),
+        ("class_map", "300,1,1", "not a colour"),
     ),
     "class_map that is no map": (_domain("class_map: 5"), ("source.class_map", "found 5")),
     "unknown split": (_domain("split: trian"), ("'source'", "split: trian", "images/trian")),
     "list file missing": (_domain("list: nowhere.txt"), ("nowhere.txt", "does not exist")),
     "domain that is text": (_data("source: 5"), ("data.yaml", "source", "5")),
     "unknown method": (
-        lambda p: ["adapt", *p.data(), "--method", "advnt", "--out", p.run], ("'advnt'", "did you mean 'advent'?"),
+        lambda p: ["adapt", *p.data(), "--method", "advnt", "--out", p.run],
+        ("'advnt'", "did you mean 'advent'?"),
     ),
     "unknown method in run.yaml": (
-        _config("stages: [{name: one, method: advnt, steps: 1}]"), ("one", "'advnt'", "did you mean 'advent'?"),
+        _config("stages: [{name: one, method: advnt, steps: 1}]"),
+        ("one", "'advnt'", "did you mean 'advent'?"),
     ),
     "unknown recipe": (
-        lambda p: ["adapt", *p.data(), "--recipe", "cpu/advnt", "--out", p.run], ("'cpu/advnt'", "'cpu/advent'"),
+        lambda p: ["adapt", *p.data(), "--recipe", "cpu/advnt", "--out", p.run],
+        ("'cpu/advnt'", "'cpu/advent'"),
     ),
     "unknown network": (_set("net.name=deeplab_light"), ("'deeplab_light'", "did you mean 'deeplab_lite'?")),
     "unknown device": (lambda p: [*p.adapt(), "--device", "gpu"], ("'gpu'", "auto, cpu, cuda")),
@@ -86,13 +91,16 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "option of the wrong type": (_set("net.options.width=wide"), ("deeplab_lite", "to do")),
     "checkpoint without layout": (_set("net.checkpoint=x.pth"), ("net.checkpoint", "layout", "to do")),
     "checkpoint missing": (
-        _set("net.checkpoint=x.pth", "net.layout=efficientnet_lite0"), ("x.pth", "No such file", "to do"),
+        _set("net.checkpoint=x.pth", "net.layout=efficientnet_lite0"),
+        ("x.pth", "No such file", "to do"),
     ),
     "layout of a checkpoint unknown": (
-        lambda p: p.adapt(f"net.checkpoint={p.image('source')}", "net.layout=advnt"), ("'advnt'", "advent"),
+        lambda p: p.adapt(f"net.checkpoint={p.image('source')}", "net.layout=advnt"),
+        ("'advnt'", "advent"),
     ),
     "checkpoint that is an image": (
-        lambda p: p.adapt(f"net.checkpoint={p.image('source')}", "net.layout=efficientnet_lite0"), ("000.png", "to do"),
+        lambda p: p.adapt(f"net.checkpoint={p.image('source')}", "net.layout=efficientnet_lite0"),
+        ("000.png", "to do"),
     ),
     "number that is text": (_set("advent.steps=many"), ("steps", "'many'", "to do")),
     "number below its range": (_set("batch_size=0"), ("batch_size", "found 0")),
@@ -126,15 +134,18 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "stage without a name": (_config("control: a\nstages: [{steps: 1}]", "--no-control"), ("stages.0.name", "missing")),
     "stage with steps missing": (_config("stages: [{name: one, method: advent}]"), ("stages.0.steps", "missing")),
     "two stages of one name": (
-        _config("stages: [{name: a, method: advent, steps: 1}, {name: a, method: advent, steps: 1}]"), ("'a'", "two"),
+        _config("stages: [{name: a, method: advent, steps: 1}, {name: a, method: advent, steps: 1}]"),
+        ("'a'", "two"),
     ),
     "stage that starts from none": (
-        _config("stages: [{name: a, method: advent, steps: 1, init: b}]"), ("'a'", "init 'b'", "no earlier stage"),
+        _config("stages: [{name: a, method: advent, steps: 1, init: b}]"),
+        ("'a'", "init 'b'", "no earlier stage"),
     ),
     "control that is no stage": (_config("control: b\n" + STAGES), ("control 'b' is no stage", "known: one")),
     "no data": (lambda p: ["adapt", "--method", "advent", "--out", p.run], ("no classes is given", "--classes")),
     "no target": (
-        lambda p: ["adapt", "--source", p.source, "--classes", p.classes, "--out", p.run], ("no target", "--target"),
+        lambda p: ["adapt", "--source", p.source, "--classes", p.classes, "--out", p.run],
+        ("no target", "--target"),
     ),
 }
 

@@ -118,9 +118,7 @@ def test_every_recipe_is_valid(name: str) -> None:
 def test_the_demo_has_its_data() -> None:
     data = demo_data.declaration()
     domains = {name: {"root": data[name]} for name in ("source", "target", "val")}
-    settings = validated(
-        RunSettings, recipes.read("demo/demo") | {"classes": data["classes"]} | domains, "demo"
-    )
+    settings = validated(RunSettings, recipes.read("demo/demo") | {"classes": data["classes"]} | domains, "demo")
     opened = open_domains(settings)
     assert opened.val is not None
     assert min(len(opened.source), len(opened.target), len(opened.val)) > 10
@@ -150,9 +148,10 @@ def test_the_whole_job(trained: Pair, tmp_path: Path) -> None:
     first = segshift("predict", run, pair.target / "images", "--out", out)
     assert first.code == 0
     assert "3 images segmented, 0 were finished before" in first.out
-    assert "0 images segmented, 3 were finished before" in segshift(
-        "predict", run, pair.target / "images", "--out", out
-    ).out
+    assert (
+        "0 images segmented, 3 were finished before"
+        in segshift("predict", run, pair.target / "images", "--out", out).out
+    )
     for kind in ("ids", "overlay", "confidence"):
         assert len(list((out / kind).iterdir())) == 3
     with Image.open(out / "ids" / "000.png") as ids:

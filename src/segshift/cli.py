@@ -65,9 +65,7 @@ def check(
     """Read all data as training will, show it, and say what is wrong. Exits with 1 where training would fail."""
     from segshift import api
 
-    found = api.check(
-        out, config, source=source, target=target, val=val, classes=classes, data=data, set=sets or []
-    )
+    found = api.check(out, config, source=source, target=target, val=val, classes=classes, data=data, set=sets or [])
     for line in found.lines:
         typer.echo(line)
     for warning in found.warnings:
@@ -120,14 +118,17 @@ def adapt(
 
 def _adapt(api: Any, out: Path, config: Path | None, settings: dict[str, Any], device: str) -> None:
     result = api.adapt(out, config, device=device, **settings)
-    typer.echo(result.verdict["text"] if result.verdict else "No verdict: no labelled part of the target (--val) was measured.")
+    none = "No verdict: no labelled part of the target (--val) was measured."
+    typer.echo(result.verdict["text"] if result.verdict else none)
     typer.echo(f"report: {result.report.resolve()}")
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run, one of its stages, or a model's folder")],
-    domain: Annotated[Path | None, typer.Option(help="labelled folder, or YAML that declares one; default: the run's val")] = None,
+    domain: Annotated[
+        Path | None, typer.Option(help="labelled folder, or YAML that declares one; default: the run's val")
+    ] = None,
     classes: Classes = None,
     others: With = None,
     flip: Flip = False,

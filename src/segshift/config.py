@@ -115,7 +115,8 @@ class RunSettings(_Settings):
             if stage.name in type(self).model_fields:
                 raise ValueError(f"a stage cannot be called {stage.name!r}: that is a setting's name")
             if stage.init is not None and stage.init not in seen:
-                raise ValueError(f"stage {stage.name!r}: init {stage.init!r} is no earlier stage; {nearest(stage.init, seen)}")
+                hint = nearest(stage.init, seen)
+                raise ValueError(f"stage {stage.name!r}: init {stage.init!r} is no earlier stage; {hint}")
             seen.append(stage.name)
         if self.control is not None and self.control not in seen:
             raise ValueError(f"control {self.control!r} is no stage; {nearest(self.control, seen)}")
@@ -174,7 +175,7 @@ def apply_set(settings: dict[str, Any], assignments: list[str]) -> dict[str, Any
         if path[0] in names:
             stage, rest = names.index(path[0]), path[1:]
             if not rest:
-                raise UserError(f"--set {assignment} names a stage alone", f"a key of it, as in --set {path[0]}.steps=500")
+                raise UserError(f"--set {assignment} names a stage alone", f"a key, as in --set {path[0]}.steps=500")
             if rest[0] not in StageSettings.model_fields:
                 rest = ["settings", *rest]
             stages[stage] = _assigned(stages[stage], rest, value, assignment)

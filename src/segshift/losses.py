@@ -75,9 +75,7 @@ def entropy_in_range(logits: Float[Tensor, "B K H W"], low: float, high: float) 
     return ordered[:, first:last].mean()
 
 
-def class_ratio_prior(
-    logits: Float[Tensor, "B K H W"], prior: Float[Tensor, " K"], mu: float
-) -> Float[Tensor, ""]:
+def class_ratio_prior(logits: Float[Tensor, "B K H W"], prior: Float[Tensor, " K"], mu: float) -> Float[Tensor, ""]:
     """Penalty for predicting a class on a smaller share of the pixels than a relaxed prior: sum_c max(0, mu p_c - q_c).
 
     Args:

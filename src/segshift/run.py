@@ -90,7 +90,9 @@ class Run:
         names = dict.fromkeys(name for name in (self.settings.control, self.adapted) if name)
         return {name: load_model(self.folder(name), self.device).net for name in names}
 
-    def measure(self, nets: list[SegmentationNet], domain: Domain, limit: int | None = None, progress: Bar | None = None) -> Metrics:
+    def measure(
+        self, nets: list[SegmentationNet], domain: Domain, limit: int | None = None, progress: Bar | None = None
+    ) -> Metrics:
         """Evaluate an ensemble of networks on a labelled domain with the run's protocol."""
         return evaluate(
             nets,

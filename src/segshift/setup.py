@@ -126,10 +126,7 @@ def digest(domain: Domain) -> str:
     """Hex digest of a domain's declaration and files (names and sizes): other data is another experiment, but the
     folder may move."""
     declaration = domain.settings.model_dump(mode="json", exclude={"root", "list", "limit"})
-    files = [
-        [item.name, _bytes(item.image), _bytes(item.label) if item.label else None]
-        for item in domain.items
-    ]
+    files = [[item.name, _bytes(item.image), _bytes(item.label) if item.label else None] for item in domain.items]
     return hashlib.sha256(json.dumps([declaration, files]).encode()).hexdigest()
 
 
@@ -144,7 +141,8 @@ def dump_yaml(settings: RunSettings) -> str:
     """All settings of a run, as a file that `segshift adapt` takes."""
     content: dict[str, Any] = settings.model_dump(mode="json")
     places = [(content, "classes"), (content["net"], "checkpoint")]
-    places += [(content[part], key) for part in ("source", "target", "val") if content[part] for key in ("root", "list")]
+    domains = [content[part] for part in ("source", "target", "val") if content[part]]
+    places += [(domain, key) for domain in domains for key in ("root", "list")]
     for mapping, key in places:
         # A list file may also lie below the domain's root, where its name stays as it is.
         if mapping[key] is not None and (key != "list" or Path(mapping[key]).is_file()):

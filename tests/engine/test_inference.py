@@ -93,7 +93,7 @@ def test_windows_cover_every_pixel(length: int, window: int, overlap: float) -> 
 
 def test_modes_come_back_even_after_an_error() -> None:
     net = Tiny().train()
-    net.norm.eval()
+    net.get_submodule("norm").eval()
     before = [module.training for module in net.modules()]
     weights = {name: value.clone() for name, value in net.state_dict().items()}
     logits_at([net], image(), (8, 8))

@@ -135,9 +135,7 @@ def net_optimizer(net: SegmentationNet, settings: OptimizerSettings) -> Tuned:
     optimizer: torch.optim.Optimizer
     # Fused kernels: one pass over all parameters instead of one per tensor, on CPU as on GPU.
     if settings.kind == "sgd":
-        optimizer = torch.optim.SGD(
-            groups, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
-        )
+        optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True)
     else:
         optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     return Tuned(optimizer, poly_factor(settings.power, settings.horizon))
