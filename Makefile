@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Tests run in one process a core; more threads in each would only fight over the cores.
-WORKERS ?= $(shell nproc)
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 
 .PHONY: demo test check bench format clean
 

@@ -163,8 +163,8 @@ def write_page(options: argparse.Namespace) -> None:
         "",
         "Source: 600 rendered street scenes with labels. Target: CamVid's 367 training images, no labels. Figures: mIoU"
         " and IoU in percent on CamVid's 101 validation images at the labels' full size (480x360), last checkpoint."
-        " Working size 320x240, `deeplab_lite` with ImageNet weights, batch 4 + 4. Learning rates and loss weights of the"
-        " recipes were chosen on this validation part and on the demo pair; the test part was not used.",
+        " Working size 320x240, `deeplab_lite` with ImageNet weights, batch 4 + 4. Learning rates and loss weights of"
+        " the recipes were chosen on this validation part and on the demo pair; the test part was not used.",
         "",
         *table(runs, options.seeds),
         "",

@@ -21,7 +21,7 @@ from segshift.errors import UserError, nearest
 from segshift.methods import METHODS
 from segshift.outcome import finish
 from segshift.run import Run
-from segshift.setup import devices, has_bf16, open_domains
+from segshift.setup import devices, has_bf16, keep_apart, open_domains
 
 StrPath = str | Path
 
@@ -78,7 +78,13 @@ def compose(
         UserError: a file, a name or a value is wrong.
     """
     content: dict[str, Any] = read_yaml(Path(config)) if config else {}
-    if method is not None and recipe is None:
+    if method is not None:
+        if recipe is not None:
+            raise UserError(
+                f"both a method, {method}, and a recipe, {recipe}, are given",
+                "one of them: --method NAME is short for --recipe cpu/NAME",
+                "leave one out",
+            )
         if method not in METHODS:
             raise UserError(f"unknown method {method!r}; {nearest(method, METHODS)}")
         recipe = f"cpu/{method}"
@@ -139,9 +145,10 @@ def check(out: StrPath, config: StrPath | None = None, **settings: Any) -> check
     composed = compose(config, **settings)
     try:
         domains = open_domains(composed)
+        keep_apart(Path(out), domains)
     except UserError as error:
         return checking.Checked([error], [], [], [])
-    return checking.check(domains, Path(out))
+    return checking.check(domains, Path(out), composed.workers)
 
 
 def load(path: StrPath, device: str = "auto") -> Model:
@@ -169,6 +176,7 @@ def _ensemble(paths: Sequence[StrPath], device: str) -> tuple[list[Model], Any]:
 
 def _settings_of(run: Path) -> Mapping[str, Any]:
     """The settings of the run that a path belongs to; empty for a model's folder on its own."""
+    run = run.resolve()
     for folder in (run, run.parent, run.parent.parent):
         if (folder / "run.yaml").exists():
             return read_yaml(folder / "run.yaml")

@@ -36,16 +36,16 @@ class Checked:
     pictures: list[Path]
 
 
-def check(domains: Domains, out: Path) -> Checked:
+def check(domains: Domains, out: Path, workers: int = 1) -> Checked:
     """Read every file of every domain, and write contact-sheet.png and classes.png into `out`.
 
     Target images are read without labels. The labelled part `val`, where there is one, is previewed through
-    `evaluate`, the only reader of target labels; when its labels cannot be read that is a warning, since only
-    `evaluate` needs them.
+    `evaluate` and then scanned; when its labels cannot be read that is a warning, since only
+    `evaluate` needs them. `workers` processes decode.
     """
     make_folder(out)
     found = Checked([], [], [], [])
-    scans = {domain.name: _scan(domain) for domain in (domains.source, domains.target)}
+    scans = {domain.name: _scan(domain, workers) for domain in (domains.source, domains.target)}
     for domain in (domains.source, domains.target):
         result = scans[domain.name]
         found.problems.extend(result.problems(domain))
@@ -57,7 +57,7 @@ def check(domains: Domains, out: Path) -> Checked:
         found.lines.append(f"val: {len(domains.val)} images with labels, for evaluation only")
         try:
             preview_labels(domains.val)
-            val = _scan(domains.val)
+            val = _scan(domains.val, workers)
             for problem in val.problems(domains.val):
                 found.warnings.append(f"evaluation will fail: {problem}")
             shares["target (val)"] = val.shares
@@ -70,9 +70,9 @@ def check(domains: Domains, out: Path) -> Checked:
     return found
 
 
-def _scan(domain: Domain) -> Scan:
+def _scan(domain: Domain, workers: int) -> Scan:
     with track(f"check {domain.name}", len(domain)) as bar:
-        return scan(domain, workers=2, progress=lambda done, total: bar.advance())
+        return scan(domain, workers=workers, progress=lambda done, total: bar.advance())
 
 
 def _facts(domain: Domain, result: Scan) -> list[str]:

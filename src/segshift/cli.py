@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segshift.errors import Interrupted, UserError
+from segshift.errors import Interrupted, UserError, gist
 
 app = typer.Typer(
     help="Adapt a semantic segmentation model from a labelled source domain to an unlabelled target domain.",
@@ -142,10 +142,10 @@ def evaluate(
     from segshift.artefacts.store import make_folder, write_json, write_text
     from segshift.config import read_yaml
 
-    declared = read_yaml(domain) if domain and domain.suffix in (".yaml", ".yml") else domain
+    declared = read_yaml(domain) if domain and domain.suffix.lower() in (".yaml", ".yml") else domain
     options = _options(flip, scales, window)
     metrics = api.evaluate(run, declared, classes=classes, others=others or [], options=options, device=device)
-    rows = f"{metrics.markdown_header()}\n{metrics.markdown_row(run.name)}\n"
+    rows = f"{metrics.markdown_header()}\n{metrics.markdown_row(run.resolve().name)}\n"
     if out is not None:
         make_folder(out)
         write_json(out / "metrics.json", metrics.to_dict())
@@ -227,7 +227,8 @@ def _options(flip: bool, scales: str | None, window: str | None) -> Any:
 
 def main() -> None:
     """Entry point: errors that the user can mend are one screen and exit code 2; Ctrl-C is 130."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("segshift").setLevel(logging.INFO)
     try:
         app(standalone_mode=True)
     except UserError as error:
@@ -240,6 +241,22 @@ def main() -> None:
         # `segshift recipes | head`: nobody reads on; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        # A file or disk that fails where nobody expected it: the system's message names it.
+        sys.stderr.write(f"segshift: {error}\n")
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        # torch's: OutOfMemoryError on a GPU, a plain RuntimeError of its allocator on a CPU.
+        text = str(error)
+        if not isinstance(error, MemoryError) and "out of memory" not in text and "t allocate memory" not in text:
+            raise
+        told = UserError(
+            f"out of memory: {gist(error)}",
+            "less at a time",
+            "set a smaller batch_size, size or crop (--set batch_size=1), cut large images, or another --device",
+        )
+        sys.stderr.write(f"segshift: {told}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

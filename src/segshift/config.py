@@ -6,7 +6,7 @@ A run's settings are a recipe (what to do) with the user's data (where it lies) 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -200,11 +200,12 @@ SHOWN = 5
 """Wrong settings that one message names."""
 
 
-def validated(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
+def validated(model: type[Model], content: Mapping[str, Any], where: str, others: Collection[str] = ()) -> Model:
     """`content` as a `model`.
 
     Args:
         where: what is being read, for messages ("run.yaml", "stage advent").
+        others: keys beside the model's own that may have been meant.
 
     Raises:
         UserError: lists every key that is unknown (with the nearest known one) or whose value does not fit.
@@ -212,17 +213,17 @@ def validated(model: type[Model], content: Mapping[str, Any], where: str) -> Mod
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = [_explained(model, problem) for problem in error.errors(include_url=False)]
+        lines = [_explained(model, problem, others) for problem in error.errors(include_url=False)]
         if len(lines) > SHOWN:
             lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]
         raise UserError(f"{where}: " + "\n".join(lines), remedy="mend these settings and run again") from error
 
 
-def _explained(model: type[BaseModel], problem: Any) -> str:
+def _explained(model: type[BaseModel], problem: Any, others: Collection[str]) -> str:
     location = [part for part in problem["loc"] if not str(part).startswith(("function-", "tuple[", "literal["))]
     key = ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
+        known = [*_fields_at(model, location[:-1]), *(others if len(location) == 1 else ())]
         close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
         return f"unknown setting {key!r}; {hint}"

@@ -30,19 +30,15 @@ def cross_entropy(logits: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H W
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / valid
 
 
-def _self_information(logits: Tensor) -> Tensor:
-    if logits.shape[1] < 2:
-        raise ValueError(f"entropy needs at least 2 classes, the logits have {logits.shape[1]}")
-    log_p = F.log_softmax(logits.float(), dim=1)
-    return log_p.exp() * log_p / -math.log(logits.shape[1])
-
-
 def self_information(logits: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
     """Weighted self-information I = -p log p / log K of each class at each pixel; sums over K to `entropy`.
 
     Source: Vu et al. (ADVENT), CVPR 2019, section 3.2. The normaliser is log K, so the base of the logarithm cancels.
     """
-    return _self_information(logits)
+    if logits.shape[1] < 2:
+        raise ValueError(f"entropy needs at least 2 classes, the logits have {logits.shape[1]}")
+    log_p = F.log_softmax(logits.float(), dim=1)
+    return log_p.exp() * log_p / -math.log(logits.shape[1])
 
 
 def entropy(logits: Float[Tensor, "B K H W"]) -> Float[Tensor, "B H W"]:
@@ -50,7 +46,7 @@ def entropy(logits: Float[Tensor, "B K H W"]) -> Float[Tensor, "B H W"]:
 
     Source: Vu et al. (ADVENT), CVPR 2019, equation 2.
     """
-    return _self_information(logits).sum(dim=1)
+    return self_information(logits).sum(dim=1)
 
 
 def entropy_in_range(logits: Float[Tensor, "B K H W"], low: float, high: float) -> Float[Tensor, ""]:

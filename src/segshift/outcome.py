@@ -36,8 +36,8 @@ def finish(run: Run) -> dict[str, Any] | None:
         The verdict, {"text", "gain", "helped"}, or None where nothing could be measured.
 
     Raises:
-        UserError: a result cannot be written. Labels that cannot be read raise nothing: they are told of in the
-            report, since training needed none.
+        UserError: a result cannot be written. Labels and pictures that cannot be read raise nothing: they are told
+            of, since training needed none.
     """
     environment(run)
     measured: dict[str, Metrics] = {}
@@ -52,7 +52,10 @@ def finish(run: Run) -> dict[str, Any] | None:
         verdict = _write_metrics(run, measured, interval)
     else:
         _forget_metrics(run)
-    _write_panels(run, measured)
+    try:
+        _write_panels(run, measured)
+    except UserError as error:
+        run.say(f"no pictures in the report: {error}")
     build_report(run.root)
     return verdict
 
@@ -80,7 +83,8 @@ def _measured(run: Run) -> tuple[dict[str, Metrics], list[float] | None]:
         for name, net in nets.items():
             measured[name] = run.measure([net], run.domains.val, progress=bar)
     control, adapted = measured.get(run.settings.control or ""), measured[run.adapted]
-    interval = list(gain_interval(control, adapted)) if control and control is not adapted else None
+    bounds = gain_interval(control, adapted) if control and control is not adapted else None
+    interval = list(bounds) if bounds else None
     models = {name: metrics.to_dict() for name, metrics in measured.items()}
     write_json(path, {"fingerprint": wanted, "models": models, "interval": interval})
     return measured, interval

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from segshift.artefacts.store import make_folder, read_json, write_json, write_text
+from segshift.artefacts.store import make_folder, read_json, sha256, write_json, write_text
 from segshift.config import RunSettings, StageSettings
 from segshift.data.domains import Domain
 from segshift.data.loader import batches
@@ -26,7 +26,7 @@ from segshift.methods import METHODS, Method
 from segshift.methods.base import Task
 from segshift.nets.base import SegmentationNet
 from segshift.nets.weights import load_published
-from segshift.setup import digest, dump_yaml, locked, look_at_data, method_settings, open_domains, resolved
+from segshift.setup import digest, dump_yaml, keep_apart, locked, look_at_data, method_settings, open_domains, resolved
 from segshift.types import Batch
 
 CURVE_IMAGES = 48
@@ -55,10 +55,19 @@ class Run:
         self.root, self.device, self.say = root, device, say
         self.methods = {stage.name: method_settings(stage) for stage in settings.stages}
         self.domains = open_domains(settings)
+        if len(self.domains.classes) < 2:
+            raise UserError(
+                f"{settings.classes} lists 1 class, {self.domains.classes.names[0]!r}",
+                "at least two classes: with one, every pixel is of it",
+                "add a class for the rest of the image",
+            )
+        keep_apart(root, self.domains)
         self.settings = resolved(settings, self.domains.target, device)
         self._digests = {d.name: digest(d) for d in (self.domains.source, self.domains.target)}
         look_at_data(self.domains)
         self._net(self.settings.stages[0])  # wrong options or weights shall fail now, not after the first stage
+        weights = self.settings.net.checkpoint
+        self._weights = sha256(weights) if weights else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -117,7 +126,7 @@ class Run:
             "steps": stage.steps,
             "init": stage.init,
             "settings": self.methods[stage.name].model_dump(mode="json"),
-            "net": settings.net.model_dump(mode="json"),
+            "net": {**settings.net.model_dump(mode="json"), "checkpoint": self._weights},
             "size": self.size,
             "source_view": self._view(True).model_dump(mode="json"),
             "batch_size": settings.batch_size,

@@ -21,6 +21,7 @@ from segshift.config import RunSettings, StageSettings, validated
 from segshift.data.classes import read_classes
 from segshift.data.domains import Domain, load_pair, open_domain
 from segshift.data.images import image_size
+from segshift.data.labels import in_colour
 from segshift.data.statistics import spread
 from segshift.errors import UserError, nearest
 from segshift.methods import METHODS, MethodSettings
@@ -63,6 +64,25 @@ def open_domains(settings: RunSettings) -> Domains:
         open_domain(settings.target, classes, labelled=False, name="target"),
         open_domain(settings.val, classes, labelled=True, name="val") if settings.val else None,
     )
+
+
+def keep_apart(out: Path, domains: Domains) -> None:
+    """Refuse to write pictures where a domain's images are looked for: the next call would train on them.
+
+    Raises:
+        UserError: `out` lies in the folder of a domain's images.
+    """
+    for domain in (domains.source, domains.target, domains.val):
+        if domain is None:
+            continue
+        first = domain.items[0]
+        images = first.image.parents[first.name.count("/")]
+        if out.resolve().is_relative_to(images.resolve()):
+            raise UserError(
+                f"--out {out} lies among the images of the {domain.name}, {images}",
+                "a folder elsewhere: pictures that are written there would be taken for images",
+                "choose another --out, or move the images into a folder `images`",
+            )
 
 
 def look_at_data(domains: Domains) -> None:
@@ -119,7 +139,8 @@ def method_settings(stage: StageSettings) -> MethodSettings:
     """
     if stage.method not in METHODS:
         raise UserError(f"stage {stage.name}: unknown method {stage.method!r}; {nearest(stage.method, METHODS)}")
-    return validated(METHODS[stage.method].settings, stage.settings, f"stage {stage.name} ({stage.method})")
+    where, own = f"stage {stage.name} ({stage.method})", set(StageSettings.model_fields) - {"name", "settings"}
+    return validated(METHODS[stage.method].settings, stage.settings, where, sorted(own))
 
 
 def digest(domain: Domain) -> str:
@@ -127,7 +148,17 @@ def digest(domain: Domain) -> str:
     folder may move."""
     declaration = domain.settings.model_dump(mode="json", exclude={"root", "list", "limit"})
     files = [[item.name, _bytes(item.image), _bytes(item.label) if item.label else None] for item in domain.items]
-    return hashlib.sha256(json.dumps([declaration, files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([declaration, files, *_colours(domain)]).encode()).hexdigest()
+
+
+def _colours(domain: Domain) -> list[list[Any]]:
+    """What the colours of label files mean, where they are in colour: the class list's palette may decide it."""
+    label = domain.items[0].label
+    # A damaged file says nothing here; reading it as a label will name it.
+    with contextlib.suppress(UserError):
+        if domain.decoder is not None and label is not None and in_colour(label):
+            return [sorted(domain.decoder.colours.items())]
+    return []
 
 
 def _bytes(path: Path) -> int:

@@ -20,6 +20,7 @@ from segshift.data.tables import (
     CAMVID_COLOURS,
     CARLA,
     CARLA_OLD,
+    CITYSCAPES_COLOUR,
     CITYSCAPES_IDS,
     CITYSCAPES_TRAIN_IDS,
     SYNTHIA,
@@ -237,3 +238,10 @@ def test_notes_tell_what_the_mapping_leaves_out() -> None:
     assert "building" in notes
     assert "elf" in notes
     assert "ego vehicle" not in notes
+
+
+def test_cityscapes_colours_without_a_class_are_ignored() -> None:
+    decoder = build_decoder(make_classes(["road", "car"]), CITYSCAPES_COLOUR, None, domain="val")
+    assert decoder.colours[(128, 64, 128)] == 0
+    void = [(111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140), (180, 165, 180), (0, 0, 90), (0, 0, 110)]
+    assert {decoder.colours[colour] for colour in void} == {255}

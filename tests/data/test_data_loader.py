@@ -17,7 +17,7 @@ from data_makers import CLASSES, folders, label, picture, save
 
 from segshift.data.domains import Domain, DomainSettings, open_domain
 from segshift.data.images import as_float, load_resized
-from segshift.data.loader import batches, frames
+from segshift.data.loader import batches
 from segshift.data.streaming import stream
 from segshift.data.views import ViewSettings
 from segshift.errors import UserError
@@ -228,16 +228,6 @@ def _divide(_: int) -> float:
 def test_user_errors_travel_between_processes() -> None:
     error = pickle.loads(pickle.dumps(UserError("a", "b", "c")))
     assert (error.found, error.wanted, error.remedy) == ("a", "b", "c")
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_frames(domain: Domain, workers: int) -> None:
-    seen = list(frames(domain, (16, 12), workers=workers))
-    assert [f.name for f in seen] == [item.name for item in domain.items]
-    assert all(f.image.shape == (3, 12, 16) and f.original_size == (24, 32) for f in seen)
-    assert seen[0].path == domain.items[0].image
-    assert [f.name for f in frames(domain, (8, 8), workers=0, shard=(1, 3))] == ["001", "004"]
-    assert next(iter(frames(domain, None, workers=0))).image.shape == (3, 24, 32)
 
 
 def test_affine_of_a_batch_leads_to_the_file(tmp_path: Path) -> None:

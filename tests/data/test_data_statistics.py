@@ -104,6 +104,7 @@ def test_spread() -> None:
     assert spread(10, 3) == [1, 5, 8]
     assert spread(3, 10) == [0, 1, 2]
     assert spread(600, 600) == list(range(600))
+    assert spread(5, 0) == spread(0, 5) == []
 
 
 def test_pictures_of_labels() -> None:

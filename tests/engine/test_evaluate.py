@@ -11,7 +11,7 @@ from PIL import Image
 from stand_ins import CLASSES, Colour, Tiny, stripes, write_domain
 
 from segshift.data.domains import Domain, DomainSettings, open_domain
-from segshift.engine.evaluate import evaluate, preview_labels, spread, truth_of
+from segshift.engine.evaluate import evaluate, preview_labels, truth_of
 from segshift.engine.inference import Options
 from segshift.engine.metrics import merge
 from segshift.errors import UserError
@@ -75,8 +75,6 @@ def test_limit_takes_images_evenly(tmp_path: Path) -> None:
     domain = opened(write_domain(tmp_path, 9, labelled=True))
     few = evaluate([Colour()], domain, size=(96, 48), limit=3)
     assert [score.name for score in few.per_image] == [domain.items[index].name for index in (1, 4, 7)]
-    assert spread(5, 99) == [0, 1, 2, 3, 4]
-    assert spread(5, 0) == spread(0, 5) == []
 
 
 def test_preview_labels(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 
 from segshift.data.classes import CITYSCAPES_19
-from segshift.engine.metrics import ImageScore, Metrics, confusion_matrix, image_score, merge
+from segshift.engine.metrics import ImageScore, Metrics, confusion_matrix, gain_interval, image_score, merge
 
 SIXTEEN_NAMES = tuple(n for n in CITYSCAPES_19 if n not in ("terrain", "truck", "train"))
 
@@ -148,3 +148,39 @@ def test_merge_of_shards_is_the_whole() -> None:
     assert [score.name for score in whole.per_image] == ["0", "1", "2"]
     with pytest.raises(ValueError, match="same classes"):
         merge([parts[0], Metrics(tuple("abce"), parts[0].confusion, 1)])
+
+
+def measured(seed: int, images: int, classes: int = 4) -> Metrics:
+    """Metrics of random predictions on the same labels for every seed."""
+    confusions = []
+    for index in range(images):
+        label = maps((16, 16), classes, 100 + index)[1]
+        confusions.append(confusion_matrix(maps((16, 16), classes, seed * 1000 + index)[0], label, classes).numpy())
+    scores = tuple(image_score(str(index), confusion) for index, confusion in enumerate(confusions))
+    return Metrics(tuple("abcdefgh"[:classes]), np.sum(confusions, axis=0), images, scores)
+
+
+def test_gain_interval_equals_a_plain_bootstrap() -> None:
+    before, after = measured(1, 6), measured(2, 6)
+    draws = np.random.default_rng(0).multinomial(6, [1 / 6] * 6, size=1000)
+    gains = []
+    for draw in draws:
+        mious = []
+        for seed in (1, 2):
+            total = np.zeros((4, 4), dtype=np.int64)
+            for index, count in enumerate(draw):
+                label = maps((16, 16), 4, 100 + index)[1]
+                total += count * confusion_matrix(maps((16, 16), 4, seed * 1000 + index)[0], label, 4).numpy()
+            mious.append(Metrics(tuple("abcd"), total, 6).miou)
+        gains.append(mious[1] - mious[0])
+    assert gain_interval(before, after) == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist())
+
+
+def test_gain_interval_leaves_out_images_without_labelled_pixels() -> None:
+    empty = image_score("empty", np.zeros((4, 4), dtype=np.int64))
+    before, after = measured(1, 3), measured(2, 3)
+    wider = [Metrics(m.classes, m.confusion, 4, (*m.per_image, empty)) for m in (before, after)]
+    assert gain_interval(wider[0], wider[1]) == gain_interval(before, after)
+    assert gain_interval(measured(1, 1), measured(2, 1)) is None, "one image says nothing of others"
+    with pytest.raises(ValueError, match="same images"):
+        gain_interval(before, measured(2, 1))

@@ -132,6 +132,12 @@ def test_stages_of_other_names_or_places_are_set_aside(work: Work, root: Path) -
     assert any("no stage of this run any more" in line for line in work.said)
 
 
+def test_a_folder_that_is_no_stage_stays_where_it_is(work: Work, root: Path) -> None:
+    (root / "01-january").mkdir(parents=True)
+    assert work.run(root, work.stage("a")) == ["a"]
+    assert folders(root) == ["01-a", "01-january"]
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"fingerprint": 3}'])
 def test_a_damaged_record_sets_the_stage_aside(work: Work, root: Path, damage: str) -> None:
     work.run(root, work.stage("a"))

@@ -100,7 +100,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, readable by people."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Names of files may hold bytes that are no text; escaped they survive.
+        text = json.dumps(value, indent=1)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -148,6 +148,16 @@ def read_values(path: Path, *, colours: bool = False) -> np.ndarray:
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
+def in_colour(path: Path) -> bool:
+    """Whether a label file has colours and not ids, by its header.
+
+    Raises:
+        UserError: naming the file.
+    """
+    with naming_file(path, "label"), Image.open(path) as image:
+        return image.mode in ("RGB", "RGBA")
+
+
 def _one_channel(values: np.ndarray, path: Path, decoder: Decoder) -> np.ndarray:
     """Ids from a file with three channels where the decoder wants ids."""
     first = values[..., 0]

@@ -1,21 +1,18 @@
-"""Batches for training and frames for evaluation; a batch is a function of (seed, step) alone, whatever the workers."""
+"""Batches for training; a batch is a function of (seed, step) alone, whatever the workers."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from segshift.data.cache import Cache, open_cache
 from segshift.data.domains import Domain, load_pair
-from segshift.data.images import Size, as_float, load_resized
+from segshift.data.images import as_float
 from segshift.data.order import indices, seed_of
 from segshift.data.streaming import stream
 from segshift.data.views import ViewSettings, affine_of, cut, draw, recolour
@@ -116,44 +113,3 @@ def batches(
     cached = open_cache(domain, view.size, cache, workers=workers) if cache is not None and start < stop else None
     steps = _Steps(domain, view, batch_size, seed, shard, cached)
     yield from stream(steps, range(start, stop), workers=workers, pin=pin)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One image for evaluation or prediction.
-
-    Attributes:
-        name: of the item.
-        image: (3, h, w) float32 RGB in [0, 1] at the size asked for.
-        original_size: (H, W) of the file's image.
-        path: of the file.
-    """
-
-    name: str
-    image: Float[Tensor, "3 h w"]
-    original_size: tuple[int, int]
-    path: Path
-
-
-def _frame(domain: Domain, size: Size | None, index: int) -> Frame:
-    item = domain.items[index]
-    image, original = load_resized(item.image, size)
-    return Frame(item.name, as_float(image), original, item.image)
-
-
-def frames(
-    domain: Domain, size: Size | None, *, workers: int, shard: tuple[int, int] = (0, 1)
-) -> Generator[Frame, None, None]:
-    """The domain's images in their order, one at a time, resized to (w, h); None keeps their own size. No labels.
-
-    Args:
-        domain: whose images to read.
-        size: (w, h).
-        workers: processes that read ahead.
-        shard: (rank, world): every world-th image from the rank-th on.
-
-    Raises:
-        UserError: naming the image that cannot be read.
-    """
-    order = range(shard[0], len(domain.items), shard[1])
-    yield from stream(functools.partial(_frame, domain, size), order, workers=workers)

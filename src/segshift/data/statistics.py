@@ -19,7 +19,7 @@ from segshift.errors import UserError
 
 
 def spread(total: int, count: int) -> list[int]:
-    """At most `count` of the numbers 0..total-1, evenly spread."""
+    """At most `count` of the numbers 0..total-1, evenly spread and away from both ends."""
     count = min(total, count)
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 

@@ -67,10 +67,17 @@ CITYSCAPES_IDS = LabelTable("Cityscapes label ids", _CITYSCAPES_ORDER, void=_CIT
 
 CITYSCAPES_TRAIN_IDS = LabelTable("Cityscapes train ids", dict(enumerate(CITYSCAPES_19)))
 
+_CITYSCAPES_VOID_COLOURS: Mapping[Colour, str] = {
+    (0, 0, 0): "unlabeled", (111, 74, 0): "dynamic", (81, 0, 81): "ground", (250, 170, 160): "parking",
+    (230, 150, 140): "rail track", (180, 165, 180): "guard rail", (150, 100, 100): "bridge", (150, 120, 90): "tunnel",
+    (0, 0, 90): "caravan", (0, 0, 110): "trailer",
+}  # fmt: skip
+
 CITYSCAPES_COLOUR = LabelTable(
-    "Cityscapes colours", colours={c: n for n, c in CITYSCAPES_COLOURS.items()} | {(0, 0, 0): "unlabeled"},
+    "Cityscapes colours", colours={c: n for n, c in CITYSCAPES_COLOURS.items()} | dict(_CITYSCAPES_VOID_COLOURS),
     void=_CITYSCAPES_VOID,
 )  # fmt: skip
+"""cityscapesScripts helpers/labels.py; there pole groups have the colour of poles, licence plates that of cars."""
 
 SYNTHIA = LabelTable(
     "SYNTHIA-RAND-CITYSCAPES ids",

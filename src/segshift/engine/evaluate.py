@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from segshift.data.domains import Domain, Item, load_label
 from segshift.data.images import image_size, load_resized
+from segshift.data.statistics import spread
 from segshift.engine.ahead import ahead
 from segshift.engine.inference import Options, as_input, autocast, check_predictors, class_ids, logits_at
 from segshift.engine.metrics import ImageScore, Metrics, confusion_matrix, image_score
@@ -47,12 +48,6 @@ def preview_labels(domain: Domain, count: int = 4) -> list[tuple[Item, UInt8[np.
         UserError: as `truth_of`.
     """
     return [(domain.items[index], truth_of(domain, domain.items[index])) for index in spread(len(domain.items), count)]
-
-
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` of the indices 0..total-1, evenly spread and away from both ends."""
-    count = min(total, count)
-    return [(2 * index + 1) * total // (2 * count) for index in range(count)]
 
 
 def evaluate(

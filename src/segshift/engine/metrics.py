@@ -78,20 +78,22 @@ def _mean(values: NDArray[np.float64]) -> float:
 class ImageScore:
     """One image's own figures, fractions in [0, 1]; nan where the image has no labelled pixel.
 
-    `confusion`, (K, K), is there only as long as the process that measured it: `gain_interval` needs it.
+    `counts`, (3, K) pixels that are right, true and predicted, is there only as long as the process that measured it:
+    `gain_interval` needs it.
     """
 
     name: str
     miou: float
     pixel_accuracy: float
-    confusion: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    counts: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
 
 def image_score(name: str, confusion: NDArray[np.int64]) -> ImageScore:
     """Score one image by its own (K, K) confusion matrix."""
     total = int(confusion.sum())
     accuracy = float(np.trace(confusion)) / total if total else math.nan
-    return ImageScore(name, _mean(iou_of(confusion)), accuracy, confusion)
+    counts = np.stack([np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)])
+    return ImageScore(name, _mean(iou_of(confusion)), accuracy, counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,33 +209,41 @@ class Metrics:
         return {name: mean for name, mean in means.items() if mean is not None}
 
 
-def gain_interval(before: Metrics, after: Metrics, level: float = 0.95, samples: int = 1000) -> tuple[float, float]:
+def gain_interval(
+    before: Metrics, after: Metrics, level: float = 0.95, samples: int = 1000
+) -> tuple[float, float] | None:
     """Bootstrap interval of the gain in mIoU, `after` minus `before`, over the choice of the images.
 
     Images are drawn with replacement, the same ones for both models (paired), and both mIoUs are computed from the
-    summed confusion matrices. It says how far other images of this kind could move the gain; it knows nothing of other
-    seeds of the training, and frames of one video make it too narrow.
+    summed counts; images without a labelled pixel take no part. It says how far other images of this kind could move
+    the gain; it knows nothing of other seeds of the training, and frames of one video make it too narrow.
 
     Args:
         before, after: measured in this process on the same images in the same order.
         level: of the interval.
         samples: draws; the random numbers are fixed.
 
+    Returns:
+        (low, high), or None with fewer than two images: they say nothing of others.
+
     Raises:
-        ValueError: the images differ, or carry no confusion matrices.
+        ValueError: the images differ, or carry no counts.
     """
     if [s.name for s in before.per_image] != [s.name for s in after.per_image] or not before.per_image:
         raise ValueError("both models must be measured on the same images")
-    images, classes = len(before.per_image), len(before.classes)
+    known = [[s.counts for s in metrics.per_image if s.counts is not None] for metrics in (before, after)]
+    if any(len(counts) != len(before.per_image) for counts in known):
+        raise ValueError("the metrics carry no counts of single images")
+    # An image without a labelled pixel would make draws of it alone, which have no mIoU.
+    counted = [[each for each in counts if each[1].any()] for counts in known]
+    images = len(counted[0])
+    if images < 2:
+        return None
     draws = np.random.default_rng(0).multinomial(images, [1 / images] * images, size=samples).astype(np.float64)
     mious = []
-    for metrics in (before, after):
-        counts = [score.confusion for score in metrics.per_image if score.confusion is not None]
-        if len(counts) != images:
-            raise ValueError("the metrics carry no confusion matrices of single images")
-        summed = (draws @ np.stack(counts).reshape(images, -1)).reshape(samples, classes, classes)
-        true, right = summed.sum(axis=2), np.diagonal(summed, axis1=1, axis2=2)
-        union = true + summed.sum(axis=1) - right
+    for counts in counted:
+        right, true, predicted = np.tensordot(draws, np.stack(counts), axes=1).transpose(1, 0, 2)
+        union = true + predicted - right
         mious.append(np.nanmean(np.divide(right, union, out=np.full_like(union, np.nan), where=true > 0), axis=1))
     low, high = np.quantile(mious[1] - mious[0], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from segshift.artefacts.store import atomic_path, make_folder, read_json, sha256, write_json
 from segshift.data.images import open_image, to_tensor
-from segshift.engine.inference import Options, logits_at
+from segshift.engine.inference import Options, decide, logits_at
 from segshift.errors import UserError, gist, nearest
 from segshift.nets import NETS
 from segshift.nets.base import SegmentationNet
@@ -64,10 +64,8 @@ class Model:
         opened = image if isinstance(image, Image.Image) else open_image(Path(image))
         size = (opened.height, opened.width)
         tensor = to_tensor(opened, self.size)[None].to(next(self.net.parameters()).device)
-        with torch.no_grad():
-            probabilities = logits_at([self.net], tensor, size, options or Options()).softmax(dim=1)
-        confidence, ids = probabilities[0].max(dim=0)
-        return Segmentation(ids.byte().cpu().numpy(), confidence.float().cpu().numpy())
+        ids, confidence = decide(logits_at([self.net], tensor, size, options))
+        return Segmentation(ids[0].cpu().numpy(), confidence[0].cpu().numpy())
 
 
 def build_net(name: str, num_classes: int, options: dict[str, Any]) -> SegmentationNet:
@@ -86,8 +84,10 @@ def build_net(name: str, num_classes: int, options: dict[str, Any]) -> Segmentat
             )
     try:
         return NETS[name](num_classes, **options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"network {name}: {error}", remedy="see the network's options in docs/networks.md") from error
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:  # torch refuses negative widths so
+        raise UserError(
+            f"network {name}: {gist(error)}", remedy="see the network's options in docs/networks.md"
+        ) from error
 
 
 def save_model(
@@ -114,14 +114,25 @@ def model_folder(path: Path) -> Path:
     """The folder of model files that `path` means: a model's own, a stage's, or a run's last training stage.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the run's last stage is not finished.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist", "a run, a stage of a run, or a folder with model.safetensors")
-    candidates = [path, path / "model", *sorted(path.glob("[0-9][0-9]-*/model"), reverse=True)]
-    for candidate in candidates:
-        if (candidate / "config.json").exists() and candidate.parent.suffix != ".aside":
+    for candidate in (path, path / "model"):
+        if (candidate / "config.json").exists():
             return candidate
+    known = {file.parent for name in ("stage.json", "model") for file in path.glob(f"[0-9][0-9]-*/{name}")}
+    stages = sorted(stage for stage in known if stage.suffix != ".aside")
+    finished = [stage for stage in stages if (stage / "model" / "config.json").exists()]
+    if finished and finished[-1] == stages[-1]:
+        return finished[-1] / "model"
+    if finished:
+        # Its source-only model must not pass for the adapted one.
+        raise UserError(
+            f"{path} is not finished: {stages[-1].name} has no model yet",
+            "a finished run",
+            f"run its command again: it goes on; or name the stage that you mean: {finished[-1]}",
+        )
     raise UserError(
         f"{path} holds no trained model",
         "a run, a stage of a run, or a folder with model.safetensors and config.json",

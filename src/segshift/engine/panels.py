@@ -19,7 +19,8 @@ from torch import Tensor
 from segshift.artefacts.store import atomic_path, make_folder, write_json
 from segshift.data.domains import Domain, Item
 from segshift.data.images import load_resized, resize_nearest
-from segshift.engine.evaluate import evaluate, spread, truth_of
+from segshift.data.statistics import spread
+from segshift.engine.evaluate import evaluate, truth_of
 from segshift.engine.inference import Options, as_input, autocast, check_predictors, class_ids, logits_at
 from segshift.engine.metrics import Metrics
 from segshift.engine.predict import class_picture

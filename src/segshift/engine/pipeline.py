@@ -58,7 +58,8 @@ def run_stages(root: Path, stages: list[Stage], say: Callable[[str], None]) -> N
     sweep(make_folder(root))
     before = ""
     expected = {folder_name(i, stage) for i, stage in enumerate(stages, 1)}
-    for stale in sorted(root.glob("[0-9][0-9]-*")):
+    # Only stages: a folder that is somebody's own may lie here too.
+    for stale in sorted(record.parent for record in root.glob("[0-9][0-9]-*/stage.json")):
         if stale.name not in expected and stale.suffix != ".aside":
             _set_aside(stale, say, "no stage of this run any more")
     for index, stage in enumerate(stages, 1):

@@ -64,9 +64,7 @@ def class_picture(ids: UInt8[np.ndarray, "H W"], classes: ClassSet) -> Image.Ima
     return picture
 
 
-def overlay(
-    picture: Image.Image, ids: UInt8[np.ndarray, "H W"], classes: ClassSet, opacity: float = 0.5
-) -> Image.Image:
+def overlay(picture: Image.Image, ids: UInt8[np.ndarray, "H W"], classes: ClassSet) -> Image.Image:
     """The image with its classes' colours laid over it, half and half."""
     return Image.blend(picture, class_picture(ids, classes).convert("RGB"), 0.5)
 

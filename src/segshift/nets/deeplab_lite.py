@@ -34,6 +34,8 @@ class LiteHead(nn.Module):
 
     def __init__(self, inputs: int, width: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
+        if not dilations or min(dilations) < 1:
+            raise UserError(f"dilations {list(dilations)} of deeplab_lite", "whole numbers of at least 1")
         self.reduce = ConvNorm(inputs, width, momentum=HEAD_MOMENTUM)
         self.branches = nn.ModuleList(
             ConvNorm(width, width, 3, dilation=d, groups=width, momentum=HEAD_MOMENTUM) for d in dilations
