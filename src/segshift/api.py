@@ -183,6 +183,16 @@ def _settings_of(run: Path) -> Mapping[str, Any]:
     return {}
 
 
+def _precision(known: Mapping[str, Any], where: Any) -> str:
+    """The precision that a run was evaluated in; for a model on its own, what suits the device."""
+    return str(known.get("precision") or ("bf16" if has_bf16(where) else "fp32"))
+
+
+def _test_options(known: Mapping[str, Any]) -> Options:
+    """The test-time options of a run."""
+    return validated(Options, known.get("evaluation") or {}, "run.yaml: evaluation")
+
+
 def evaluate(
     run: StrPath,
     domain: StrPath | Mapping[str, Any] | None = None,
@@ -220,9 +230,9 @@ def evaluate(
         )
     settings = validated(DomainSettings, declared, "domain")
     opened = open_domain(settings, models[0].classes, labelled=True, name="evaluation")
-    chosen = options or validated(Options, known.get("evaluation") or {}, "run.yaml: evaluation")
+    chosen = options or _test_options(known)
     if precision == "auto":
-        precision = known.get("precision") or ("bf16" if has_bf16(where) else "fp32")
+        precision = _precision(known, where)
     with track("evaluate", len(opened)) as bar:
         return evaluate_nets(
             [model.net for model in models],
@@ -247,6 +257,8 @@ def predict(
 ) -> Predicted:
     """Segment a folder of images: id PNG, overlay and confidence for each. The same call again goes on.
 
+    It computes as `evaluate` does: the run's size, precision and, unless `options` are given, test-time options.
+
     Args:
         run: a run, one of its stages, or a model's folder.
         images: folder, searched with its sub-folders.
@@ -254,6 +266,7 @@ def predict(
         others: further models to average with.
     """
     models, where = _ensemble([run, *others], device)
+    known = _settings_of(Path(run))
     say(f"model: {model_folder(Path(run))}")
     return predict_folder(
         [model.net for model in models],
@@ -261,6 +274,7 @@ def predict(
         Path(out),
         classes=models[0].classes,
         size=models[0].size,
-        options=options,
+        options=options or _test_options(known),
         device=where,
+        precision=_precision(known, where),
     )

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from segshift import __version__
 from segshift.errors import Interrupted, UserError, gist
 
 app = typer.Typer(
-    help="Adapt a semantic segmentation model from a labelled source domain to an unlabelled target domain.",
     epilog="Start with: segshift demo",
     no_args_is_help=True,
     add_completion=False,
@@ -36,6 +36,21 @@ With = Annotated[list[Path] | None, typer.Option("--with", help="further run who
 Flip = Annotated[bool, typer.Option("--flip", help="average with the mirrored image")]
 Scales = Annotated[str | None, typer.Option(help="test at several scales, such as 0.75,1,1.25")]
 Window = Annotated[str | None, typer.Option(help="sliding window of WIDTHxHEIGHT pixels")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"segshift {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Adapt a semantic segmentation model from a labelled source domain to an unlabelled target domain."""
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,12 +42,11 @@ def save(path: Path, method: Method, optimizers: dict[str, torch.optim.Optimizer
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
         "loop": {**asdict(state), "sums": state.sums},
     }
+    # By way of memory: torch's zip writer tells of a full disk by a RuntimeError without errno, as of anything else.
+    file = io.BytesIO()
+    torch.save(content, file)
     with atomic_path(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:
-            # torch's zip writer reports a full disk as a RuntimeError without errno.
-            raise OSError(28, f"No space left on device ({str(error).splitlines()[0]})") from error
+        temporary.write_bytes(file.getbuffer())
 
 
 def restore(path: Path, method: Method, optimizers: dict[str, torch.optim.Optimizer]) -> LoopState:

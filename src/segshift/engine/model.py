@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from segshift.artefacts.store import atomic_path, make_folder, read_json, sha256, write_json
-from segshift.data.images import open_image, to_tensor
+from segshift.data.images import as_float, load_resized, to_tensor
 from segshift.engine.inference import Options, decide, logits_at
 from segshift.errors import UserError, gist, nearest
 from segshift.nets import NETS
@@ -61,10 +61,13 @@ class Model:
             image: a file, or a PIL image of any mode.
             options: flip, scales and sliding window at test time.
         """
-        opened = image if isinstance(image, Image.Image) else open_image(Path(image))
-        size = (opened.height, opened.width)
-        tensor = to_tensor(opened, self.size)[None].to(next(self.net.parameters()).device)
-        ids, confidence = decide(logits_at([self.net], tensor, size, options))
+        if isinstance(image, Image.Image):
+            size, tensor = (image.height, image.width), to_tensor(image, self.size)
+        else:
+            pixels, size = load_resized(Path(image), self.size)  # as evaluation and prediction of folders do
+            tensor = as_float(pixels)
+        device = next(self.net.parameters()).device
+        ids, confidence = decide(logits_at([self.net], tensor[None].to(device), size, options))
         return Segmentation(ids[0].cpu().numpy(), confidence[0].cpu().numpy())
 
 
@@ -158,9 +161,12 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
         classes = ClassSet(
             tuple(config["classes"]["names"]), tuple((r, g, b) for r, g, b in config["classes"]["palette"])
         )
-        # The weights come from the file: the builder need not read ImageNet's.
-        options = {key: "none" if key == "weights" else value for key, value in config["net"]["options"].items()}
-        net = build_net(config["net"]["name"], len(classes), options)
+        if sha256(weights) != config["sha256"]:
+            raise ValueError(f"{weights.name} is not the file that was written (its sha256 differs)")
+        name, options = config["net"]["name"], dict(config["net"]["options"])
+        if name in NETS and "weights" in inspect.signature(NETS[name]).parameters:
+            options["weights"] = "none"  # they come from the file: the builder need not read ImageNet's
+        net = build_net(name, len(classes), options)
         net.load_state_dict(safetensors.torch.load_file(weights))
         size = (int(config["size"][0]), int(config["size"][1]))
     except FileNotFoundError as error:
