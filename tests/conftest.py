@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """A tiny pair with a finished run (source_only, advent) that tests read and copy but do not change."""
+    """A tiny pair with a finished run, source_only to advent, that tests read and copy but do not change."""
     from workbench import make_pair, segshift
 
     pair = make_pair(tmp_path_factory.mktemp("trained"))

@@ -24,7 +24,7 @@ from workbench import (
 )
 
 Command = Callable[[Pair, Path], Sequence[str | Path]]
-MODEL = Path("02-advent") / "model"
+MODEL = Path("03-advent") / "model"
 
 
 def _config(run: Path, **changes: object) -> None:
@@ -131,28 +131,28 @@ MODELS: dict[str, tuple[Command, tuple[str, ...]]] = {
         _spoiled(lambda r: [_gone(model) for model in r.glob("*/model")]),
         ("no trained model", "run its command"),
     ),
-    "weights truncated": (_spoiled(lambda r: cut_short(_weights_file(r))), ("02-advent/model", "to do")),
-    "weights of zero bytes": (_spoiled(lambda r: _weights_file(r).write_bytes(b"")), ("02-advent/model", "to do")),
+    "weights truncated": (_spoiled(lambda r: cut_short(_weights_file(r))), ("03-advent/model", "to do")),
+    "weights of zero bytes": (_spoiled(lambda r: _weights_file(r).write_bytes(b"")), ("03-advent/model", "to do")),
     "weights missing": (_spoiled(lambda r: _weights_file(r).unlink()), ("model.safetensors", "does not exist")),
     "weights that are a folder": (
-        _spoiled(lambda r: _gone(_weights_file(r)).mkdir()), ("02-advent/model", "to do"),
+        _spoiled(lambda r: _gone(_weights_file(r)).mkdir()), ("03-advent/model", "to do"),
     ),
-    "weights of another class list": (_spoiled(_weights_of_three), ("02-advent/model", "size mismatch", "to do")),
+    "weights of another class list": (_spoiled(_weights_of_three), ("03-advent/model", "size mismatch", "to do")),
     "weights of another network": (
-        _spoiled(lambda r: _config(r, net={"name": "deeplab_v2_vgg16", "options": {}})), ("02-advent/model", "to do"),
+        _spoiled(lambda r: _config(r, net={"name": "deeplab_v2_vgg16", "options": {}})), ("03-advent/model", "to do"),
     ),
     "network unknown": (
         _spoiled(lambda r: _config(r, net={"name": "deeplab_liet", "options": {}})),
         ("'deeplab_liet'", "'deeplab_lite'"),
     ),
     "options that are a list": (
-        _spoiled(lambda r: _config(r, net={"name": "deeplab_lite", "options": []})), ("02-advent/model", "to do"),
+        _spoiled(lambda r: _config(r, net={"name": "deeplab_lite", "options": []})), ("03-advent/model", "to do"),
     ),
     "config truncated": (_spoiled(lambda r: cut_short(r / MODEL / "config.json")), ("config.json", "to do")),
     "config that is a list": (
-        _spoiled(lambda r: (r / MODEL / "config.json").write_text("[1]")), ("02-advent/model", "to do"),
+        _spoiled(lambda r: (r / MODEL / "config.json").write_text("[1]")), ("03-advent/model", "to do"),
     ),
-    "config without size": (_spoiled(lambda r: _config(r, size=[])), ("02-advent/model", "to do")),
+    "config without size": (_spoiled(lambda r: _config(r, size=[])), ("03-advent/model", "to do")),
     "config of a later version": (_spoiled(lambda r: _config(r, format=99)), ("format 99", "update segshift")),
     "image among good ones truncated": (_one_bad_image, ("1 of 3 images", "001.png", "same command again")),
     "no image to predict": (_no_image, ("images", "no image", "check the path")),

@@ -160,9 +160,9 @@ CHECKPOINTS: dict[str, Callable[[Path, Path], object]] = {
 def _unfinished(trained: Pair, run: Path) -> Path:
     """A copy of the run whose last stage is marked as not done; its checkpoint."""
     copy_run(trained, run)
-    record = run / "02-advent" / "stage.json"
+    record = run / "03-advent" / "stage.json"
     record.write_text(json.dumps(read_json(record) | {"done": False}))
-    return Path(shutil.copy(trained.run / "02-advent" / "checkpoint.pt", run / "02-advent"))
+    return Path(shutil.copy(trained.run / "03-advent" / "checkpoint.pt", run / "03-advent"))
 
 
 @pytest.mark.parametrize("case", CHECKPOINTS)
@@ -170,7 +170,7 @@ def test_checkpoint_that_does_not_fit(trained: Pair, tmp_path: Path, case: str) 
     run = tmp_path / "runs" / "y"
     CHECKPOINTS[case](_unfinished(trained, run), trained.run / "01-source_only" / "checkpoint.pt")
     told = segshift(*trained.adapt(), "--out", run)
-    assert_told(told, "02-advent/checkpoint.pt", "delete it to train this stage anew")
+    assert_told(told, "03-advent/checkpoint.pt", "delete it to train this stage anew")
 
 
 def test_stage_without_its_checkpoint_is_trained_anew(trained: Pair, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_stage_without_its_checkpoint_is_trained_anew(trained: Pair, tmp_path: P
 def test_damaged_records_cost_only_themselves(trained: Pair, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "y"
     copy_run(trained, run)
-    for path in (run / "02-advent" / "stage.json", run / "evaluation.json", run / "metrics.json"):
+    for path in (run / "03-advent" / "stage.json", run / "evaluation.json", run / "metrics.json"):
         path.write_text("{")
     done = segshift(*trained.adapt(val=True), "--out", run)
     assert done.code == 0, done
@@ -202,7 +202,7 @@ def test_loss_that_is_not_finite(tmp_path: Path) -> None:
     )
     assert_whole(pair.run)
     assert not (pair.run / "01-source_only" / "model").exists()
-    assert not (pair.run / "02-advent").exists()
+    assert [path.name for path in pair.run.glob("[0-9][0-9]-*")] == ["01-source_only"]
 
 
 def test_file_that_breaks_while_training(tmp_path: Path) -> None:

@@ -131,12 +131,14 @@ def test_the_whole_job(trained: Pair, tmp_path: Path) -> None:
     pair, run = trained, trained.run
     assert_whole(run)
     metrics = json.loads((run / "metrics.json").read_text())
-    assert set(metrics["models"]) == {"source_only", "advent"}
+    assert sorted(path.name for path in run.glob("[0-9]*")) == ["01-source_only", "02-source_control", "03-advent"]
+    assert (metrics["control"], metrics["adapted"]) == ("source_control", "advent")
+    assert set(metrics["models"]) == {"source_control", "advent"}
     assert "points" in metrics["verdict"]["text"]
 
     again = segshift(*pair.adapt(val=True))
     assert again.code == 0
-    assert again.err.count("finished before, skipped") == 2
+    assert again.err.count("finished before, skipped") == 3
     assert metrics["verdict"]["text"] in again.out
     assert str(run / "report.html") in again.out
 
@@ -198,16 +200,19 @@ def test_evaluate_a_declared_domain(trained: Pair, tmp_path: Path) -> None:
 def test_a_run_again_from_its_run_yaml(trained: Pair, tmp_path: Path) -> None:
     done = segshift("adapt", trained.run / "run.yaml", "--out", trained.run, "--device", "cpu")
     assert done.code == 0, done
-    assert done.err.count("finished before, skipped") == 2
+    assert done.err.count("finished before, skipped") == 3
 
 
-def test_a_finished_control_is_reused(trained: Pair) -> None:
+def test_a_finished_start_and_control_are_reused(trained: Pair) -> None:
     minent = trained.root / "runs" / "minent"
     done = segshift(*trained.adapt(method="minent"), "--out", minent)
     assert done.code == 0, done
     assert "source_only: reused from" in done.err
+    assert "source_control: reused from" in done.err
     without = segshift(*trained.adapt(method="minent"), "--no-control", "--out", minent)
     assert without.code == 0, without
+    assert "source_control:" not in without.err, "neither trained nor reused"
+    assert "minent: reused from" in without.err
     shutil.rmtree(minent)
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 import segshift
 from segshift import api, cli, recipes
-from segshift.config import RunSettings, read_yaml, validated
+from segshift.config import RunSettings, StageSettings, read_yaml, validated
 from segshift.data import layouts
 from segshift.data.classes import read_classes
 from segshift.data.domains import DomainSettings
@@ -269,6 +269,21 @@ def test_every_setting_of_a_run_is_in_its_page() -> None:
             default = RunSettings.model_fields[name].get_default(call_default_factory=True)
             if isinstance(default, (int, float, bool)) or default == "auto" or (default is None and cells[1]):
                 assert cells[1] == "none" or same(cells[1], default), name
+
+
+def test_every_key_of_a_stage_is_in_its_page() -> None:
+    table = rows(section(DOCS / "runs.md", "All settings"))
+    said = next(cells[2] for cells in table if words(cells[0]) == ["stages"])
+    assert set(words(said)) == set(StageSettings.model_fields)
+
+
+def test_examples_of_longer_adaptation_train_the_control_as_long() -> None:
+    """Whoever copies such a command shall not credit adaptation with training time."""
+    for page in PAGES:
+        for arguments in commands(page):
+            steps = dict(pair.split("=") for pair in arguments if re.fullmatch(r"\w+\.steps=\d+", pair))
+            adapted = {value for key, value in steps.items() if not key.startswith("source_")}
+            assert not adapted or adapted == {steps.get("source_control.steps")}, f"{page.name}: {arguments}"
 
 
 def test_every_option_of_evaluation_is_in_its_page() -> None:

@@ -97,18 +97,19 @@ def test_a_domain_file_is_known_by_its_suffix_in_any_case(trained: Pair, tmp_pat
 
 def test_an_unfinished_run_does_not_answer_with_its_control(trained: Pair, tmp_path: Path) -> None:
     run = copy_run(trained, tmp_path / "x")
-    shutil.rmtree(run / "02-advent" / "model")
+    shutil.rmtree(run / "03-advent" / "model")
     done = segshift("evaluate", run)
-    assert_told(done, "not finished", "02-advent", str(run / "01-source_only"))
+    assert_told(done, "not finished", "03-advent", str(run / "02-source_control"))
     with pytest.raises(UserError, match="not finished"):
         library.load(run)
-    assert model_folder(run / "01-source_only") == run / "01-source_only" / "model"
+    for stage in ("01-source_only", "02-source_control"):
+        assert model_folder(run / stage) == run / stage / "model"
     # Set aside, it is no part of the run any more.
-    (run / "02-advent").rename(run / "02-advent.1.aside")
-    assert model_folder(run) == run / "01-source_only" / "model"
+    (run / "03-advent").rename(run / "03-advent.1.aside")
+    assert model_folder(run) == run / "02-source_control" / "model"
 
 
-@pytest.mark.parametrize("place", [".", "02-advent", "02-advent/model"])
+@pytest.mark.parametrize("place", [".", "03-advent", "03-advent/model"])
 def test_evaluate_from_inside_a_run(trained: Pair, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained.run / place)
     done = segshift("evaluate", ".")

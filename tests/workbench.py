@@ -29,10 +29,11 @@ NAMES = ("road", "sky", "car", "person")
 COLOURS = ((128, 64, 128), (70, 130, 180), (0, 0, 142), (220, 20, 60))
 WIDTH, HEIGHT = 64, 48
 TINY = (
-    "source_only.steps=2", "advent.steps=2", "size=[64,48]", "batch_size=1", "workers=0", "panels=2",
-    "validate_every=0", "log_every=1", "precision=fp32", "net.options.width=16", "net.options.weights=none",
+    "source_only.steps=2", "source_control.steps=2", "advent.steps=2", "size=[64,48]", "batch_size=1", "workers=0",
+    "panels=2", "validate_every=0", "log_every=1", "precision=fp32", "net.options.width=16",
+    "net.options.weights=none",
 )  # fmt: skip
-"""Settings under which a run of two stages takes about a second."""
+"""Settings under which a run of three stages takes about a second."""
 
 SCREEN = (24, 110)
 """Lines and columns of the screen that an error has to fit on."""
@@ -140,7 +141,9 @@ class Pair:
 
     def adapt(self, *sets: str, val: bool = False, method: str = "advent") -> list[str | Path]:
         """A whole `adapt` command of a tiny run into `run`."""
-        given = [argument for assignment in (*TINY, *sets) for argument in ("--set", assignment)]
+        # Training on the source alone has no stage for a control.
+        known = [a for a in TINY if method != "source_only" or not a.startswith("source_control.")]
+        given = [argument for assignment in (*known, *sets) for argument in ("--set", assignment)]
         if method != "advent":
             given = [argument.replace("advent.", f"{method}.") for argument in given]
         return ["adapt", *self.data(val), "--method", method, "--out", self.run, "--device", "cpu", *given]
@@ -219,7 +222,7 @@ def _read_whole(path: Path) -> None:
         assert path.read_text(encoding="utf-8").rstrip().endswith("</html>"), path
 
 
-def weights(run: Path, stage: str = "02-advent") -> dict[str, torch.Tensor]:
+def weights(run: Path, stage: str = "03-advent") -> dict[str, torch.Tensor]:
     """The exported weights of a stage."""
     return safetensors.torch.load_file(run / stage / "model" / "model.safetensors")
 

@@ -37,7 +37,8 @@ class Adapted:
     Attributes:
         root: its folder.
         report: the HTML file to open.
-        verdict: {"text", "gain", "helped"} against the source-only control; None without a labelled part.
+        verdict: {"text", "gain", "helped"} against the stage that `control` names; None without a
+            labelled part.
     """
 
     root: Path
@@ -72,7 +73,8 @@ def compose(
         source, target, val: folders; val is a labelled part of the target, for evaluation only.
         classes: file with the class list.
         set: assignments such as "advent.steps=500".
-        control: False leaves the source-only control out of the comparison, and its training where nothing needs it.
+        control: False leaves the source-only control out of the comparison, and out of the training where no stage
+            starts from it.
 
     Raises:
         UserError: a file, a name or a value is wrong.

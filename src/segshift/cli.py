@@ -109,10 +109,10 @@ def adapt(
     recipe: Annotated[str | None, typer.Option(help="what to do; `segshift recipes` lists them")] = None,
     out: Annotated[Path, typer.Option(help="the run's folder; the same command again resumes")] = Path("runs/run"),
     sets: Sets = None,
-    control: Annotated[bool, typer.Option(help="train and report the source-only control too")] = True,
+    control: Annotated[bool, typer.Option(help="train the source-only control too, and compare with it")] = True,
     device: Device = "auto",
 ) -> None:
-    """Train the source-only control, adapt, evaluate, and write the report. The same command again resumes."""
+    """Train on the source, adapt, compare with a source-only control, and report. The same command again resumes."""
     from segshift import api
 
     if config is None and method is None and recipe is None:

@@ -64,6 +64,7 @@ class StageSettings(_Settings):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     method: str
     steps: int = Field(gt=0)
+    purpose: str = Field("", description="what the stage is for, one sentence; empty: what its method is for")
     init: str | None = Field(None, description="earlier stage whose network this one starts from; None: `net`")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the method")
 
@@ -85,7 +86,7 @@ class RunSettings(_Settings):
     target_augment: AugmentSettings = AugmentSettings()
     net: NetSettings = NetSettings()
     stages: tuple[StageSettings, ...] = ()
-    control: str | None = Field(None, description="stage whose network is the source-only control; None: no control")
+    control: str | None = Field(None, description="stage whose network the verdict compares with; None: no control")
     evaluation: Options = Options()
 
     batch_size: int = Field(4, gt=0, description="images of each domain in a step")

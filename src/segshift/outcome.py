@@ -1,4 +1,4 @@
-"""What a run says when it is trained: figures, the verdict against source-only, pictures, the report."""
+"""What a run says when it is trained: figures, the verdict against the control, pictures, the report."""
 
 from __future__ import annotations
 
@@ -93,17 +93,19 @@ def _measured(run: Run) -> tuple[dict[str, Metrics], list[float] | None]:
 def verdict_of(
     control: str, adapted: str, measured: dict[str, Metrics], interval: list[float] | None = None
 ) -> dict[str, Any]:
-    """Did adaptation help? In words, with the numbers; a gain whose interval holds 0 is no clear one."""
+    """Did adaptation help, against the stage `control`? In words, with the numbers; a gain whose interval holds 0 is
+    no clear one."""
     before, after = measured[control].miou, measured[adapted].miou
     gain = after - before
-    numbers = f"{adapted} {100 * after:.1f} mIoU, {control} (source-only) {100 * before:.1f}: {100 * gain:+.1f} points"
+    against = f"{control} (the source-only control) {100 * before:.1f}"
+    numbers = f"{adapted} {100 * after:.1f} mIoU, {against}: {100 * gain:+.1f} points"
     low, high = interval or (gain, gain)
     if interval:
         numbers += f" (95 % interval over the images {100 * low:+.1f} to {100 * high:+.1f})"
     if gain > CLEAR_GAIN and low > 0:
         state, judgement = "helped", "Adaptation helped"
     elif gain < -CLEAR_GAIN and high < 0:
-        state, judgement = "hurt", "Adaptation hurt: use the source-only model, or try another method"
+        state, judgement = "hurt", f"Adaptation hurt: use the model of {control}, or try another method"
     else:
         state, judgement = "same", "Adaptation made no clear difference"
     return {

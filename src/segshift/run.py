@@ -65,9 +65,24 @@ class Run:
         self.settings = resolved(settings, self.domains.target, device)
         self._digests = {d.name: digest(d) for d in (self.domains.source, self.domains.target)}
         look_at_data(self.domains)
+        self._say_if_unmatched()
         self._net(self.settings.stages[0])  # wrong options or weights shall fail now, not after the first stage
         weights = self.settings.net.checkpoint
         self._weights = sha256(weights) if weights else None
+
+    def _say_if_unmatched(self) -> None:
+        """Tell when control and adaptation train for different numbers of steps: the verdict would mix the two up."""
+        stages = {stage.name: stage for stage in self.settings.stages}
+
+        def steps(name: str | None) -> int:
+            return stages[name].steps + steps(stages[name].init) if name else 0
+
+        control, adapted = self.settings.control, self.adapted
+        if control and steps(control) != steps(adapted):
+            self.say(
+                f"note: {control} trains for {steps(control)} steps and {adapted} for {steps(adapted)}; for a fair"
+                f" verdict add --set {control}.steps={max(1, steps(adapted) - steps(stages[control].init))}"
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -139,7 +154,14 @@ class Run:
         if method.needs:
             decisive |= {"target_view": self._view(False).model_dump(mode="json"), "target": self._digests["target"]}
         facts = {"kind": "train", "method": stage.method, "steps": stage.steps}
-        return Stage(stage.name, decisive, method.purpose, lambda folder: self._train(stage, folder), facts)
+        return Stage(
+            stage.name,
+            decisive,
+            stage.purpose or method.purpose,
+            lambda folder: self._train(stage, folder),
+            facts,
+            after=(stage.init,) if stage.init else (),
+        )
 
     def _train(self, stage: StageSettings, folder: Path) -> None:
         settings = self.settings

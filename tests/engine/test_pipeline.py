@@ -26,7 +26,7 @@ class Work:
         self.said: list[str] = []
         self.failing: dict[str, Exception] = {}
 
-    def stage(self, name: str, **settings: Any) -> Stage:
+    def stage(self, name: str, after: tuple[str, ...] | None = None, **settings: Any) -> Stage:
         def run(folder: Path) -> None:
             self.ran.append(name)
             (folder / "started").touch()
@@ -34,7 +34,7 @@ class Work:
                 raise self.failing[name]
             (folder / "result").write_text(f"{name} {settings} {len(self.ran)}")
 
-        return Stage(name, settings, f"{name} is for the test", run, {"kind": "test"})
+        return Stage(name, settings, f"{name} is for the test", run, {"kind": "test"}, after)
 
     def run(self, root: Path, *stages: Stage) -> list[str]:
         """Names of the stages that did work."""
@@ -119,6 +119,50 @@ def test_changed_settings_set_the_stage_and_all_after_it_aside(work: Work, root:
     assert "02-b.2.aside" in folders(root)
 
 
+def test_a_stage_depends_only_on_those_it_comes_after(work: Work, root: Path) -> None:
+    base = work.stage("base", after=(), lr=1)
+    result = work.stage("result", after=("base",))
+    work.run(root, base, work.stage("control", after=("base",), lr=1), result)
+    first = (root / "03-result" / "result").read_text()
+    assert work.run(root, base, work.stage("control", after=("base",), lr=2), result) == ["control"]
+    assert folders(root) == ["01-base", "02-control", "02-control.1.aside", "03-result"]
+    assert (root / "03-result" / "result").read_text() == first
+    changed = work.stage("base", after=(), lr=2)
+    assert work.run(root, changed, work.stage("control", after=("base",), lr=2), result) == [
+        "base", "control", "result",
+    ]  # fmt: skip
+
+
+def test_a_stage_that_comes_after_none_depends_on_none(work: Work, root: Path) -> None:
+    free = work.stage("free", after=())
+    work.run(root, work.stage("base", lr=1), free)
+    assert record(root / "02-free")["fingerprint"] == fingerprint({"name": "free"}, "")
+    assert work.run(root, work.stage("base", lr=2), free) == ["base"]
+
+
+def test_a_stage_may_come_after_several(work: Work, root: Path) -> None:
+    def stages(a: int, b: int) -> list[Stage]:
+        return [work.stage("a", (), lr=a), work.stage("b", (), lr=b), work.stage("both", ("a", "b"))]
+
+    work.run(root, *stages(1, 1))
+    digests = [record(root / folder)["fingerprint"] for folder in ("01-a", "02-b")]
+    assert record(root / "03-both")["fingerprint"] == fingerprint({"name": "both"}, "/".join(digests))
+    assert work.run(root, *stages(2, 1)) == ["a", "both"]
+    assert work.run(root, *stages(2, 2)) == ["b", "both"]
+
+
+def test_dropping_a_stage_that_none_builds_on_runs_nothing(work: Work, root: Path) -> None:
+    base, result = work.stage("base", ()), work.stage("result", ("base",))
+    control = work.stage("control", ("base",))
+    work.run(root, base, control, result)
+    texts = {name: (root / name / "result").read_text() for name in folders(root)}
+    assert work.run(root, base, result) == []
+    assert folders(root) == ["01-base", "02-control.1.aside", "02-result", "03-result.1.aside"]
+    assert (root / "02-result" / "result").read_text() == texts["03-result"]
+    assert work.run(root, base, control, result) == []
+    assert {name: (root / name / "result").read_text() for name in texts} == texts
+
+
 def test_purpose_and_info_are_no_part_of_the_fingerprint(work: Work, root: Path) -> None:
     stage = work.stage("a")
     work.run(root, stage)
@@ -177,7 +221,32 @@ def test_a_twin_of_other_settings_or_unfinished_is_not_reused(work: Work, root: 
     assert work.run(root.with_name("three"), work.stage("a", lr=1), work.stage("b")) == ["b"]
 
 
-def test_what_was_set_aside_is_no_twin(work: Work, root: Path) -> None:
+def test_what_was_set_aside_is_taken_back(work: Work, root: Path) -> None:
+    work.run(root, work.stage("a", lr=1), work.stage("b"))
+    first = {name: (root / name / "result").read_text() for name in folders(root)}
+    assert work.run(root, work.stage("a", lr=2), work.stage("b")) == ["a", "b"]
+    assert work.run(root, work.stage("a", lr=1), work.stage("b")) == []
+    assert {name: (root / name / "result").read_text() for name in first} == first
+    assert all(record(root / name)["done"] for name in first)
+    assert any(f"reused from {root / '01-a.1.aside'}" in line for line in work.said)
+    assert work.run(root, work.stage("a", lr=1), work.stage("b")) == []
+    assert all("skipped" in line for line in work.said)
+
+
+def test_what_was_set_aside_unfinished_or_damaged_is_not_taken_back(work: Work, root: Path) -> None:
+    work.failing = {"a": UserError("stop")}
+    with pytest.raises(UserError):
+        work.run(root, work.stage("a", lr=1))
+    work.failing = {}
+    work.run(root, work.stage("a", lr=2))
+    assert work.run(root, work.stage("a", lr=1)) == ["a"], "it was not finished"
+    assert work.run(root, work.stage("a", lr=2)) == []
+    for aside in root.glob("*.aside"):
+        (aside / "stage.json").write_text("{")
+    assert work.run(root, work.stage("a", lr=1)) == ["a"], "its record is damaged"
+
+
+def test_what_another_run_set_aside_is_no_twin(work: Work, root: Path) -> None:
     work.run(root, work.stage("a", lr=1))
     work.run(root, work.stage("a", lr=2))
     assert work.run(root.with_name("two"), work.stage("a", lr=1)) == ["a"]

@@ -34,7 +34,8 @@ def test_says_what_was_found(run: Path) -> None:
     assert "Adaptation helped" in page.text
     before, after = f"{100 * mean(SOURCE):.1f}", f"{100 * mean(ADAPTED):.1f}"
     sentence = (
-        f"On the 48 labelled images of val, advent reached {after} mIoU against {before} for the source-only control"
+        f"On the 48 labelled images of val, advent reached {after} mIoU"
+        f" against {before} for source, the source-only control"
     )
     assert f"{sentence}: {100 * gain:.1f} points more." in page.text
     assert f"{100 * gain:+.1f}" in page.text
@@ -176,7 +177,39 @@ def test_no_control(run: Path) -> None:
     (run / "metrics.json").write_text(json.dumps(scores | {"control": None, "verdict": None}))
     text = read(run)[1].text
     assert "No source-only control: no verdict" in text
+    assert "source source_only control" not in text, "it is what the method starts from, no more"
     assert f"advent reached {100 * mean(ADAPTED):.1f} mIoU" in text
+
+
+def test_a_control_beside_the_stage_that_both_start_from(run: Path) -> None:
+    """As the recipes have it: source_only, source_control, then the method."""
+    (run / "01-source").rename(run / "01-source_only")
+    (run / "02-adapt").rename(run / "03-advent")
+    shutil.copytree(run / "01-source_only", run / "02-source_control")
+    for folder in ("01-source_only", "02-source_control", "03-advent"):
+        change(run / folder / "stage.json", name=folder[3:])
+    scores = metrics()
+    scores["models"] = {"source_control": scores["models"]["source"], "advent": scores["models"]["advent"]}
+    (run / "metrics.json").write_text(json.dumps(scores | {"control": "source_control"}))
+    index = json.loads((run / "panels/index.json").read_text())
+    for entry in index:
+        entry["miou"] = {"source_control": 0.25, "advent": 0.4}
+    (run / "panels/index.json").write_text(json.dumps(index))
+    html, page = read(run)
+    assert f"against {100 * mean(SOURCE):.1f} for source_control, the source-only control: " in page.text
+    assert html.count('<span class="pill">control</span>') == 1
+    assert "source_control source_only control" in page.text, "the stage, its method, what it is in this run"
+    assert "source_control · 25.0 mIoU" in page.text
+    assert page.text.count("Losses of") == 3
+    assert "Missing or damaged" not in page.text
+
+
+def test_the_control_is_marked_where_nothing_was_measured(run: Path) -> None:
+    (run / "metrics.json").unlink()
+    (run / "run.yaml").write_text("control: source\n")
+    assert read(run)[0].count('<span class="pill">control</span>') == 1
+    (run / "run.yaml").write_text("control: null\n")
+    assert '<span class="pill">control</span>' not in read(run)[0]
 
 
 def test_source_alone(run: Path) -> None:

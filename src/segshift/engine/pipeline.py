@@ -26,6 +26,7 @@ class Stage:
         purpose: one sentence for people: what the stage is for.
         run: does the work in the stage's folder; called again after an interruption, it goes on.
         info: further facts for the report, not part of the fingerprint.
+        after: names of the stages that it builds on; None: all before it.
     """
 
     name: str
@@ -33,10 +34,11 @@ class Stage:
     purpose: str
     run: Callable[[Path], None]
     info: dict[str, Any] = field(default_factory=dict)
+    after: tuple[str, ...] | None = None
 
 
 def fingerprint(settings: dict[str, Any], before: str) -> str:
-    """Hex digest of a stage's settings and of all stages before it."""
+    """Hex digest of a stage's settings and of the stages that it builds on, whose digests are `before`."""
     text = json.dumps([before, settings], sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -56,7 +58,7 @@ def run_stages(root: Path, stages: list[Stage], say: Callable[[str], None]) -> N
         UserError: a stage failed in a way that the user can mend; what was computed so far is kept.
     """
     sweep(make_folder(root))
-    before = ""
+    digests: dict[str, str] = {}
     expected = {folder_name(i, stage) for i, stage in enumerate(stages, 1)}
     # Only stages: a folder that is somebody's own may lie here too.
     for stale in sorted(record.parent for record in root.glob("[0-9][0-9]-*/stage.json")):
@@ -64,8 +66,10 @@ def run_stages(root: Path, stages: list[Stage], say: Callable[[str], None]) -> N
             _set_aside(stale, say, "no stage of this run any more")
     for index, stage in enumerate(stages, 1):
         folder = root / folder_name(index, stage)
-        before = fingerprint({"name": stage.name, **stage.settings}, before)
-        record = {"name": stage.name, "fingerprint": before, "purpose": stage.purpose, **stage.info}
+        basis = list(digests) if stage.after is None else stage.after
+        before = "/".join(digests[name] for name in basis)
+        digests[stage.name] = fingerprint({"name": stage.name, **stage.settings}, before)
+        record = {"name": stage.name, "fingerprint": digests[stage.name], "purpose": stage.purpose, **stage.info}
         _run_stage(folder, stage, record, f"[{index}/{len(stages)}] {stage.name}", say)
 
 
@@ -78,10 +82,13 @@ def _run_stage(folder: Path, stage: Stage, record: dict[str, Any], title: str, s
         if folder.exists():
             _set_aside(folder, say, "it holds no stage of this run")
         _adopt(twin, folder)
+        known = _read_record(folder)
         say(f"{title}: reused from {twin} (same settings, same data)")
-        return
-    if known is not None and known.get("done"):
+    elif known is not None and known.get("done"):
         say(f"{title}: finished before, skipped")
+    if known is not None and known.get("done"):
+        if {**known, **record} != known:  # its purpose may be said otherwise now, or in this run
+            write_json(folder / "stage.json", {**known, **record})
         return
     say(f"{title}: {stage.purpose}" + (" (going on from its last checkpoint)" if known else ""))
     make_folder(folder)
@@ -125,9 +132,10 @@ def _set_aside(folder: Path, say: Callable[[str], None], why: str) -> None:
 
 
 def _finished_twin(folder: Path, wanted: str) -> Path | None:
-    """A finished stage of the same fingerprint in a run beside this one."""
-    for record in sorted(folder.parent.parent.glob("*/[0-9][0-9]-*/stage.json")):
-        if record.parent == folder or record.parent.suffix == ".aside":
+    """A finished stage of the same fingerprint: one that was set aside in this run, or one in a run beside it."""
+    for record in sorted(folder.parent.resolve().parent.glob("*/[0-9][0-9]-*/stage.json")):
+        aside_elsewhere = record.parent.suffix == ".aside" and record.parent.parent != folder.parent.resolve()
+        if record.parent == folder.resolve() or aside_elsewhere:
             continue
         known = _read_record(record.parent)
         if known and known.get("done") and known.get("fingerprint") == wanted:

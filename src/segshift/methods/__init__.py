@@ -25,7 +25,7 @@ METHODS: dict[str, Entry] = {
         SourceOnly,
         SourceOnlySettings,
         SourceOnly.needs,
-        "learn the classes from the labelled source images; the control that adaptation is measured against",
+        "learn the classes from the labelled source images",
     ),
     "adaptsegnet": Entry(
         AdaptSegNet,

@@ -1,4 +1,4 @@
-"""Source-only: supervised training on the source domain, the control of every adaptation.
+"""Source-only: supervised training on the source domain, the start and the control of every adaptation.
 
 It never forwards a target image: with batch-norm in train mode that alone would adapt the running statistics, and
 a "source-only" of about 36 mIoU becomes one of about 41 (methods.md section 0.4).

@@ -243,12 +243,12 @@ def _domain(run: Run, role: str) -> str:
 
 
 def _note(kind: str, panel: Panel, scores: Scores | None) -> str:
-    if kind == "control" and panel.control_miou is not None:
-        return f"{values.points(panel.control_miou)} mIoU"
-    if kind == "adapted":
-        method = scores.adapted.name if scores and scores.adapted else ""
-        reached = f"{values.points(panel.adapted_miou)} mIoU" if panel.adapted_miou is not None else ""
-        return " · ".join(part for part in (method, reached) if part)
+    if kind in ("control", "adapted"):
+        of_control = kind == "control"
+        model = (scores.control if of_control else scores.adapted) if scores else None
+        miou = panel.control_miou if of_control else panel.adapted_miou
+        reached = f"{values.points(miou)} mIoU" if miou is not None else ""
+        return " · ".join(part for part in (model.name if model else "", reached) if part)
     return "bright is uncertain" if kind == "entropy" else ""
 
 

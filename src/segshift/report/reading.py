@@ -120,6 +120,13 @@ class Run:
         return not methods or any(method != "source_only" for method in methods)
 
     @property
+    def control(self) -> str:
+        """Name of the stage that the result is compared with; empty: none."""
+        if self.scores is not None:
+            return self.scores.control.name if self.scores.control else ""
+        return text(self.settings.get("control"))
+
+    @property
     def unfinished(self) -> bool:
         """Whether a stage did not end, or none has begun."""
         return not self.stages or not all(stage.finished for stage in self.stages)

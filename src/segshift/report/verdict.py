@@ -54,7 +54,8 @@ def judge(run: Run) -> Verdict:
     before, after = points(control.miou), points(adapted.miou)
     size = points(abs(gain))
     change = f"{size} points {'more' if gain > 0 else 'less'}" if size != "0.0" else "no difference"
-    sentence = f"{where}, {adapted.name} reached {after} mIoU against {before} for the source-only control: {change}."
+    against = f"{before} for {control.name}, the source-only control"
+    sentence = f"{where}, {adapted.name} reached {after} mIoU against {against}: {change}."
     if scores.interval is not None:
         low, high = (f"{100 * bound:+.1f}" for bound in scores.interval)
         sentence += f" Over the choice of images, the gain lies between {low} and {high} points (95 % interval)."
