@@ -204,7 +204,7 @@ def write_page(options: argparse.Namespace) -> None:
         "```",
         "",
     ]
-    notes = PAGE.parent / "results_notes.md"
+    notes = Path(__file__).parent / "results_notes.md"
     if notes.exists():
         lines += [notes.read_text().rstrip(), ""]
     PAGE.write_text("\n".join(lines))

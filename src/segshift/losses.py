@@ -43,8 +43,30 @@ def self_information(logits: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W
     Source: Vu et al. (ADVENT), CVPR 2019, section 3.2. The normaliser is log K, so the base of the logarithm cancels.
     """
     _check_classes(logits)
-    log_p = F.log_softmax(logits.float(), dim=1)
-    return log_p.exp() * log_p / -math.log(logits.shape[1])
+    maps: Tensor = _SelfInformation.apply(logits.float())  # type: ignore[no-untyped-call]
+    return maps
+
+
+class _SelfInformation(torch.autograd.Function):
+    """I_k = -p_k log p_k / log K and its gradient in closed form; the reason is `_Entropy`'s.
+
+    With a_k = g_k p_k (1 + log p_k) the gradient of the logits is -(a_k - p_k sum_j a_j) / log K.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        log_p = F.log_softmax(logits, dim=1)
+        ctx.save_for_backward(log_p)
+        return log_p.exp().mul_(log_p).div_(-math.log(logits.shape[1]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (log_p,) = ctx.saved_tensors
+        p = log_p.exp()
+        a = (log_p + 1).mul_(p).mul_(grad)
+        grad_logits: Tensor = a.addcmul_(p, a.sum(dim=1, keepdim=True), value=-1)
+        return grad_logits.div_(-math.log(log_p.shape[1]))
 
 
 def entropy(logits: Float[Tensor, "B K H W"]) -> Float[Tensor, "B H W"]:
