@@ -21,17 +21,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segshift.engine.memory import keep_freed_memory
 from segshift.engine.trainer import FiniteCheck, Loop, one_step
 from segshift.methods import METHODS
 from segshift.methods.base import Task, levels
-from segshift.nets import NETS, PatchDiscriminator
+from segshift.nets import NETS
 from segshift.types import Batch
 
 BUILD: dict[str, dict[str, Any]] = {"deeplab_lite": {"weights": "none"}, "deeplab_v2_resnet101": {"aux": True}}
 
 
-def bare_passes(net: nn.Module, discriminators: nn.ModuleList, loop: Loop, batch: Batch, images: int) -> None:
-    """The network passes of a step: `images` batches through the network, and three through each discriminator."""
+def bare_passes(
+    net: nn.Module, discriminators: nn.ModuleList, loop: Loop, batch: Batch, maps: Tensor, images: int
+) -> None:
+    """The network passes of a step: `images` batches through the network, and three through each discriminator.
+
+    `maps` stands for what discriminators are shown: (B, K, H, W), made beforehand.
+    """
 
     def both_ways(module: nn.Module, inputs: Tensor) -> list[Tensor]:
         with torch.autocast(loop.device.type, torch.bfloat16, enabled=loop.precision == "bf16"):
@@ -43,11 +49,8 @@ def bare_passes(net: nn.Module, discriminators: nn.ModuleList, loop: Loop, batch
     for _ in range(images):
         both_ways(net, batch.image)
     for discriminator in discriminators:
-        assert isinstance(discriminator, PatchDiscriminator)
-        size = (len(batch.image), discriminator.in_channels, *batch.image.shape[-2:])
-        maps = torch.rand(size, device=loop.device)
         discriminator.requires_grad_(False)
-        both_ways(discriminator, maps.requires_grad_())
+        both_ways(discriminator, maps.detach().requires_grad_())
         discriminator.requires_grad_(True)
         both_ways(discriminator, maps.detach())
         both_ways(discriminator, maps.detach())
@@ -72,6 +75,7 @@ def measure(net_name: str, method_name: str, precision: str, options: argparse.N
     image = torch.rand(size[0], 3, *size[1:], device=device)
     label = torch.randint(0, options.classes, size, device=device)
     source, target = Batch(image, label, names=("a",)), Batch(image.flip(0), names=("b",))
+    maps = torch.rand(size[0], options.classes, *size[1:], device=device)
     net = NETS[net_name](options.classes, **BUILD[net_name])
     entry = METHODS[method_name]
     method = entry.build(entry.settings(), net, Task(options.classes)).to(device).train()
@@ -81,7 +85,7 @@ def measure(net_name: str, method_name: str, precision: str, options: argparse.N
     discriminators = getattr(method, "discriminators", nn.ModuleList())
 
     def bare() -> None:
-        bare_passes(net, discriminators, loop, source, 2 if entry.needs else 1)
+        bare_passes(net, discriminators, loop, source, maps, 2 if entry.needs else 1)
 
     def step() -> None:
         check(0, one_step(method, tuned, source, target, 0, loop), source, target)
@@ -114,6 +118,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--precisions", nargs="*", default=["fp32", "bf16"])
     options = parser.parse_args()
+    if options.device == "cpu":
+        keep_freed_memory()  # as `train` does; bare passes gain from it too
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options}")
     for net in options.nets:
         for precision in options.precisions:

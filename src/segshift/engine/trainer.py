@@ -19,6 +19,7 @@ from torch import Tensor
 from segshift.artefacts.store import write_error
 from segshift.data.order import seed_of
 from segshift.engine import checkpoint
+from segshift.engine.memory import keep_freed_memory
 from segshift.engine.progress import track
 from segshift.errors import Interrupted, UserError
 from segshift.methods.base import Method, Tuned
@@ -72,6 +73,8 @@ def train(
         UserError: a loss is not finite (names the images), the disk is full, or the checkpoint does not fit.
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
+    if loop.device.type == "cpu":
+        keep_freed_memory()
     method.to(loop.device).train()
     tuned = method.tuned()
     path = folder / "checkpoint.pt"
