@@ -31,19 +31,28 @@ PAGE = ROOT / "docs" / "results.md"
 class Row:
     """One row of the table: its name, the words of its command, and what it is.
 
-    `ensemble` names two rows whose models are averaged, `control_of` a row whose control this is: it needs no command.
+    `ensemble` names two rows whose models are averaged; `of` a row and the stage on the way to it that this is: no
+    command is needed.
     """
 
     name: str
     words: tuple[str, ...]
     about: str
     ensemble: tuple[str, str] | None = None
-    control_of: str | None = None
+    of: tuple[str, str] | None = None
 
+
+CONTROL = "source_control"
 
 ROWS = [
     Row("source_only", ("--method", "source_only"), "800 steps on the source: what every adaptation starts from"),
-    Row("source_control", (), "500 more steps on the source: the control in every verdict", control_of="advent"),
+    Row(
+        "source_control",
+        (),
+        "500 more steps on the source: the control of a stage",
+        of=("advent", CONTROL),
+    ),
+    Row("source_control_1000", (), "1000 more steps on the source: the control of two rounds", of=("cbst", CONTROL)),
     Row(
         "source_only_long",
         ("--method", "source_only", "--set", "source_only.steps=1300"),
@@ -53,6 +62,13 @@ ROWS = [
     Row("minent", ("--method", "minent"), "source_only, then 500 steps"),
     Row("advent", ("--method", "advent"), "source_only, then 500 steps"),
     Row("advent+minent", (), "the two above, logits averaged at test time", ("advent", "minent")),
+    Row("self_training", ("--method", "self_training"), "source_only, then 500 steps on labels by per-class medians"),
+    Row("cbst round 1", (), "source_only, then 500 steps on its own labels", of=("cbst", "cbst_1")),
+    Row("cbst", ("--method", "cbst"), "round 1, then 500 steps on labels of its network"),
+    Row("crst round 1", (), "source_only, then 500 steps (MRKLD)", of=("crst", "crst_1")),
+    Row("crst", ("--method", "crst"), "round 1, then 500 steps on labels of its network"),
+    Row("tpld phase 1", (), "source_only, then 500 steps on labels densified by voting", of=("tpld", "tpld_1")),
+    Row("tpld", ("--method", "tpld"), "phase 1, then 500 steps: easy images in full, hard ones aligned to them"),
     Row(
         "oracle",
         ("--method", "source_only", "--set", "source_only.steps=1300", "--set", "batch_size=8"),
@@ -61,9 +77,13 @@ ROWS = [
 ]
 
 
+SELF_TRAINING = ("self_training", "cbst", "crst", "tpld")
+"""Methods whose pseudo-labels are measured, after training, on the training images' truth."""
+
+
 def commands(row: Row, data: str, runs: str, seed: int) -> list[list[str]]:
     """The commands that make a row's figures, as words."""
-    if row.control_of:
+    if row.of:
         return []
     run = f"{runs}/{row.name}-{seed}"
     if row.ensemble:
@@ -72,7 +92,10 @@ def commands(row: Row, data: str, runs: str, seed: int) -> list[list[str]]:
     source = f"{runs}/oracle-data" if row.name == "oracle" else f"{data}/city"
     places = ("--source", source, "--target", f"{data}/camvid/train", "--val", f"{data}/camvid/val")
     classes = ("--classes", f"{data}/classes.json")
-    fixed = ("--set", f"seed={seed}", "--set", "size=[320,240]")
+    fixed: tuple[str, ...] = ("--set", f"seed={seed}", "--set", "size=[320,240]")
+    if row.words[1] in SELF_TRAINING:
+        truth = {"root": f"{data}/camvid", "images": "train/images", "labels": "train_truth/labels"}
+        fixed += tuple(word for key, value in truth.items() for word in ("--set", f"truth.{key}={value}"))
     return [["segshift", "adapt", *row.words, *places, *classes, *fixed, "--out", run]]
 
 
@@ -101,21 +124,23 @@ def run_row(row: Row, options: argparse.Namespace, seed: int) -> None:
 
 def metrics_of(row: Row, runs: Path, seed: int) -> dict[str, Any] | None:
     """The model's metrics of a finished row, or None."""
-    path = runs / f"{row.control_of or row.name}-{seed}" / "metrics.json"
+    run, stage = row.of or (row.name, "")
+    path = runs / f"{run}-{seed}" / "metrics.json"
     if not path.exists():
         return None
     content: dict[str, Any] = json.loads(path.read_text())
     if "models" not in content:
         return content
-    found: dict[str, Any] | None = content["models"].get(content["control" if row.control_of else "adapted"])
+    found: dict[str, Any] | None = content["models"].get(stage or content["adapted"])
     return found
 
 
 def seconds_of(row: Row, runs: Path, seed: int) -> float | None:
-    """Training time of the row's own last stage; the control before it is shared."""
-    stages = sorted((runs / f"{row.control_of or row.name}-{seed}").glob("[0-9][0-9]-*/stage.json"))
+    """Training time of the row's own last stage; what is before it is shared."""
+    run, name = row.of or (row.name, "")
+    stages = sorted((runs / f"{run}-{seed}").glob("[0-9][0-9]-*/stage.json"))
     known = [json.loads(stage.read_text()) for stage in stages if stage.parent.suffix != ".aside"]
-    wanted = [stage for stage in known if not row.control_of or stage["name"] == row.name]
+    wanted = [stage for stage in known if not name or stage["name"] == name]
     return float(wanted[-1]["seconds"]) if wanted else None
 
 
@@ -168,6 +193,23 @@ def table(runs: Path, seeds: list[int]) -> list[str]:
     return lines
 
 
+def label_table(runs: Path, seeds: list[int]) -> list[str]:
+    """Coverage and precision of every labels stage, of the first seed that has them."""
+    lines = ["| run | labels | coverage | precision | added | of those right |", "|---|---|---:|---:|---:|---:|"]
+    for name in SELF_TRAINING:
+        found = [path for seed in seeds for path in sorted((runs / f"{name}-{seed}").glob("[0-9][0-9]-*/quality.json"))]
+        for path in found:
+            if path.parent.suffix == ".aside" or path.parent.parent != found[0].parent.parent:
+                continue
+            stage = json.loads((path.parent / "stage.json").read_text())["name"]
+            for row in json.loads(path.read_text())["rows"]:
+                added = row["added"] or {"coverage": None, "precision": None}
+                figures = (row["coverage"], row["precision"], added["coverage"], added["precision"])
+                cells = [name, f"{stage}: {row['name']}", *("" if x is None else percent([x]) for x in figures)]
+                lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def write_page(options: argparse.Namespace) -> None:
     runs = Path(options.runs)
     environments = sorted(runs.glob("*/env.json"))
@@ -186,6 +228,11 @@ def write_page(options: argparse.Namespace) -> None:
         " the recipes were chosen on this validation part and on the demo pair; the test part was not used.",
         "",
         *table(runs, options.seeds),
+        "",
+        "Pseudo-labels of the training images, in percent of all pixels (coverage) and of those with truth (precision),"
+        " measured after training on the truth of the training images:",
+        "",
+        *label_table(runs, options.seeds),
         "",
         "*over*: points of mIoU over that row of the same seed. *of the gap*: how much of the way from that row to"
         " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage.",

@@ -15,7 +15,7 @@ import yaml
 from segshift import recipes
 from segshift.config import RunSettings, validated
 from segshift.methods import METHODS
-from segshift.setup import method_settings
+from segshift.setup import stage_settings
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "src" / "segshift"
@@ -35,9 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo_data": set(),
     "report": {"errors", "types", "artefacts"},
     "config": {"errors", "types", "data", "engine", "nets"},
-    "setup": {"errors", "types", "artefacts", "config", "data", "methods", "nets"},
+    "setup": {"errors", "types", "artefacts", "config", "data", "engine", "methods", "nets"},
     "run": {"errors", "types", "artefacts", "config", "data", "engine", "methods", "nets", "setup"},
-    "outcome": {"errors", "types", "artefacts", "engine", "report", "run", "setup"},
+    "rounds": {"errors", "types", "artefacts", "data", "engine", "methods", "run", "setup"},
+    "outcome": {"errors", "types", "artefacts", "engine", "report", "rounds", "run", "setup"},
     "checking": {"errors", "types", "artefacts", "config", "data", "engine", "setup"},
     "api": {"errors", "types", "artefacts", "config", "data", "engine", "methods", "recipes", "report", "run", "setup"}
     | {"outcome", "checking", "demo_data"},
@@ -238,7 +239,7 @@ def test_recipes_are_whole_and_short(path: Path) -> None:
     assert settings.about.endswith((".", ")")), "`segshift recipes` shows it"
     assert settings.stages
     for stage in settings.stages:
-        method_settings(stage)
+        stage_settings(stage)
     for part in ("classes", "source", "target", "val"):
         assert getattr(settings, part) is None, "where the data lies is the user's part"
 

@@ -27,7 +27,7 @@ from segshift.data.domains import DomainSettings
 from segshift.engine.inference import Options
 from segshift.methods import METHODS
 from segshift.nets import NETS, weights
-from segshift.setup import method_settings
+from segshift.setup import stage_settings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -153,7 +153,7 @@ def test_set_reaches_a_setting(page: Path) -> None:
         method = first if first in METHODS else "advent"
         settings = api.compose(method=method, source="a", target="b", val="c", classes="d", set=[pair])
         for stage in settings.stages:
-            method_settings(stage)
+            stage_settings(stage)
         assert set(settings.net.options) <= net_options(), pair
         assert settings.net.name in NETS
 
@@ -184,7 +184,7 @@ def test_yaml_blocks_are_valid(page: Path, tmp_path: Path) -> None:
         else:
             settings = validated(RunSettings, content, page.name)
             for stage in settings.stages:
-                method_settings(stage)
+                stage_settings(stage)
             inspect.signature(NETS[settings.net.name]).bind(19, **settings.net.options)
             assert settings.net.layout is None or settings.net.layout in weights.LAYOUTS
 
@@ -336,7 +336,7 @@ def test_recipes_are_valid(name: str) -> None:
     assert settings.about
     assert settings.stages
     for stage in settings.stages:
-        method_settings(stage)
+        stage_settings(stage)
 
 
 def test_every_method_has_its_recipe() -> None:

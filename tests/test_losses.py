@@ -234,7 +234,14 @@ OF_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
     "class_ratio_prior": lambda z: losses.class_ratio_prior(z, PRIOR, 1.0),
     "domain_cross_entropy": lambda z: losses.domain_cross_entropy(z[:, :1], losses.TARGET),
     "domain_least_squares": lambda z: losses.domain_least_squares(z[:, :1], losses.TARGET),
+    "bootstrapping": lambda z: losses.bootstrapping(z, random_labels(), 0.8),
+    "bootstrapping_hard": lambda z: losses.bootstrapping(z, random_labels(), 0.8, hard=True),
+    "mrkld": lambda z: losses.mrkld(z, random_labels() != IGNORE),
+    "mrent": lambda z: losses.mrent(z, random_labels() != IGNORE),
+    "mrl2": lambda z: losses.mrl2(z, random_labels() != IGNORE),
+    "soft_cross_entropy": lambda z: losses.soft_cross_entropy(z, random_logits(1).softmax(1)),
 }
+"""Calls that make a scalar of logits (2, 4, 5, 7); those of self-training are in test_losses_self_training.py too."""
 
 
 def test_every_loss_is_among_these() -> None:

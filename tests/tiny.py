@@ -56,11 +56,34 @@ def source_batch(step: int, size: int = 2) -> Batch:
 
 
 def target_batch(step: int, size: int = 2) -> Batch:
-    """The same in the dark, without labels, and of another shape."""
+    """The same in the dark, without labels, of another shape, and with pseudo-labels that are mostly right.
+
+    Every other image, from the first on, is easy: all of its pixels have a pseudo-label. Of the others a fifth do.
+    """
     source = source_batch(step + 500, size)
+    assert source.label is not None
+    generator = torch.Generator().manual_seed(2000 + step)
+    image, truth = source.image[..., : HEIGHT - 4, :] * 0.4, source.label[:, : HEIGHT - 4]
+    guessed = torch.randint(CLASSES, truth.shape, generator=generator)
+    wrong, dropped = (torch.rand(truth.shape, generator=generator) for _ in range(2))
+    easy = torch.arange(size) % 2 == 0
+    pseudo_label = torch.where((truth == IGNORE) | (wrong < 0.3), guessed, truth)
+    pseudo_label[~easy[:, None, None] & (dropped < 0.8)] = IGNORE
     return Batch(
-        source.image[..., : HEIGHT - 4, :] * 0.4, None, source.affine, tuple(f"t{step}_{i}" for i in range(size))
+        image,
+        affine=source.affine,
+        names=tuple(f"t{step}_{i}" for i in range(size)),
+        pseudo_label=pseudo_label,
+        soft_label=softened(pseudo_label),
+        easy=easy,
     )
+
+
+def softened(labels: Tensor) -> Tensor:
+    """(B, K, H, W) distributions with 0.6 at the label (B, H, W) and the rest shared; all 0 where it is ignored."""
+    known = torch.nn.functional.one_hot(labels.where(labels != IGNORE, 0), CLASSES).permute(0, 3, 1, 2)
+    soft = 0.6 * known + 0.4 / (CLASSES - 1) * (1 - known)
+    return (soft * (labels != IGNORE)[:, None]).float()
 
 
 def pairs(start: int, fail_at: int | None = None) -> contextlib.AbstractContextManager[Iterator[tuple[Batch, Batch]]]:

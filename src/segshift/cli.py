@@ -105,7 +105,9 @@ def adapt(
     val: Val = None,
     classes: Classes = None,
     data: Data = None,
-    method: Annotated[str | None, typer.Option(help="source_only, adaptsegnet, minent or advent")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="such as advent, cbst or tpld; `segshift recipes` lists them")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="what to do; `segshift recipes` lists them")] = None,
     out: Annotated[Path, typer.Option(help="the run's folder; the same command again resumes")] = Path("runs/run"),
     sets: Sets = None,

@@ -42,6 +42,15 @@ class AugmentSettings(_Settings):
     flip: bool = False
     jitter: float = Field(0.0, ge=0, le=1, description="strength of the colour jitter")
     blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur")
+    mine: float = Field(
+        0.0, ge=0, le=1, description="patch mining: probability that a pseudo-labelled image is cropped at a rare class"
+    )
+    mine_below: float = Field(1e-3, ge=0, le=1, description="share of the pixels below which a class is rare (CBST)")
+    mine_rarest: int = Field(3, ge=0, description="where none is: so many of the rarest (CBST 3, CRST 0)")
+
+    def view(self) -> dict[str, Any]:
+        """What of this is a matter of the view alone."""
+        return self.model_dump(exclude={"mine_below", "mine_rarest"})
 
     @field_validator("crop")
     @classmethod
@@ -59,14 +68,32 @@ class AugmentSettings(_Settings):
 
 
 class StageSettings(_Settings):
-    """One training stage: a method, for how long, from which weights."""
+    """One stage: it trains (a method, for how long, from which weights) or it produces (labels, by which network)."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    method: str
-    steps: int = Field(gt=0)
+    method: str | None = Field(None, description="what a training stage trains by")
+    produce: Literal["pseudo_labels"] | None = Field(None, description="what any other stage makes")
+    steps: int = Field(0, ge=0, description="of a training stage")
     purpose: str = Field("", description="what the stage is for, one sentence; empty: what its method is for")
-    init: str | None = Field(None, description="earlier stage whose network this one starts from; None: `net`")
-    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the method")
+    init: str | None = Field(
+        None, description="earlier stage whose network this one starts from or labels with; None: `net`"
+    )
+    labels: str | None = Field(None, description="earlier stage whose pseudo-labels this one trains on")
+    source_augment: AugmentSettings | None = Field(None, description="instead of the run's, in this stage")
+    target_augment: AugmentSettings | None = Field(None, description="instead of the run's, in this stage")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the method, or of the labels")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> StageSettings:
+        if (self.method is None) == (self.produce is None):
+            raise ValueError(f"stage {self.name!r} needs either `method` (it trains) or `produce` (it makes labels)")
+        if self.method is not None and not self.steps:
+            raise ValueError(f"stage {self.name!r}: steps must be at least 1")
+        if self.produce is not None and (self.steps or self.labels):
+            raise ValueError(f"stage {self.name!r} makes labels: it takes neither `steps` nor `labels`")
+        if self.produce is not None and self.init is None:
+            raise ValueError(f"stage {self.name!r}: `init` must name the stage whose network makes the labels")
+        return self
 
 
 class RunSettings(_Settings):
@@ -77,6 +104,9 @@ class RunSettings(_Settings):
     source: DomainSettings | None = None
     target: DomainSettings | None = None
     val: DomainSettings | None = Field(None, description="labelled part of the target domain, for evaluation only")
+    truth: DomainSettings | None = Field(
+        None, description="labelled images to measure pseudo-labels on, after training; None: those of `val`"
+    )
 
     size: tuple[int, int] | Literal["auto"] = Field(
         "auto", description="width, height that target images are resized to; auto: their shape at about 77,000 pixels"
@@ -110,17 +140,25 @@ class RunSettings(_Settings):
     @model_validator(mode="after")
     def _stages_fit(self) -> RunSettings:
         seen: list[str] = []
+        made: list[str] = []
         for stage in self.stages:
             if stage.name in seen:
                 raise ValueError(f"two stages are called {stage.name!r}")
             if stage.name in type(self).model_fields:
                 raise ValueError(f"a stage cannot be called {stage.name!r}: that is a setting's name")
-            if stage.init is not None and stage.init not in seen:
-                hint = nearest(stage.init, seen)
-                raise ValueError(f"stage {stage.name!r}: init {stage.init!r} is no earlier stage; {hint}")
+            trained = [name for name in seen if name not in made]
+            if stage.init is not None and stage.init not in trained:
+                hint = nearest(stage.init, trained)
+                raise ValueError(f"stage {stage.name!r}: init {stage.init!r} is no earlier training stage; {hint}")
+            if stage.labels is not None and stage.labels not in made:
+                hint = nearest(stage.labels, made)
+                raise ValueError(f"stage {stage.name!r}: labels {stage.labels!r} is no earlier labels stage; {hint}")
             seen.append(stage.name)
-        if self.control is not None and self.control not in seen:
-            raise ValueError(f"control {self.control!r} is no stage; {nearest(self.control, seen)}")
+            made += [stage.name] if stage.produce else []
+        if self.control is not None and self.control not in [name for name in seen if name not in made]:
+            raise ValueError(f"control {self.control!r} is no training stage; {nearest(self.control, seen)}")
+        if seen and seen[-1] in made:
+            raise ValueError(f"the last stage, {seen[-1]!r}, makes labels; a stage that trains on them must follow")
         return self
 
 

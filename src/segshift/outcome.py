@@ -22,6 +22,7 @@ from segshift.engine.pipeline import fingerprint
 from segshift.engine.progress import track
 from segshift.errors import UserError
 from segshift.report import build_report
+from segshift.rounds import tell_of_labels
 from segshift.run import Run
 from segshift.setup import digest
 
@@ -56,6 +57,7 @@ def finish(run: Run) -> dict[str, Any] | None:
         _write_panels(run, measured)
     except UserError as error:
         run.say(f"no pictures in the report: {error}")
+    tell_of_labels(run)
     build_report(run.root)
     return verdict
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from segshift.artefacts.store import make_folder, read_json, sha256, write_json, write_text
+from segshift.artefacts.pseudo_labels import PseudoLabels, open_pseudo_labels
+from segshift.artefacts.store import damaged, make_folder, read_json, sha256, write_json, write_text
 from segshift.config import RunSettings, StageSettings
 from segshift.data.domains import Domain
 from segshift.data.loader import batches
@@ -16,9 +18,11 @@ from segshift.data.order import seed_of
 from segshift.data.statistics import class_frequency
 from segshift.data.views import ViewSettings
 from segshift.engine.evaluate import evaluate
+from segshift.engine.labelling import Labeller, make_pseudo_labels
 from segshift.engine.metrics import Metrics
 from segshift.engine.model import build_net, load_model, save_model
 from segshift.engine.pipeline import Stage, run_stages
+from segshift.engine.priors import read_prior, write_prior
 from segshift.engine.progress import Bar
 from segshift.engine.trainer import Loop, train
 from segshift.errors import UserError
@@ -26,7 +30,18 @@ from segshift.methods import METHODS, Method
 from segshift.methods.base import Task
 from segshift.nets.base import SegmentationNet
 from segshift.nets.weights import load_published
-from segshift.setup import digest, dump_yaml, keep_apart, locked, look_at_data, method_settings, open_domains, resolved
+from segshift.setup import (
+    check_needs,
+    digest,
+    dump_yaml,
+    keep_apart,
+    label_settings,
+    locked,
+    look_at_data,
+    method_settings,
+    open_domains,
+    resolved,
+)
 from segshift.types import Batch
 
 CURVE_IMAGES = 48
@@ -53,7 +68,8 @@ class Run:
         if not settings.stages:
             raise UserError("the settings have no stages", "at least one", "name a --recipe or a --method")
         self.root, self.device, self.say = root, device, say
-        self.methods = {stage.name: method_settings(stage) for stage in settings.stages}
+        self.methods = {stage.name: method_settings(stage) for stage in settings.stages if stage.method}
+        self.labels = {stage.name: label_settings(stage) for stage in settings.stages if stage.produce}
         self.domains = open_domains(settings)
         if len(self.domains.classes) < 2:
             raise UserError(
@@ -66,7 +82,11 @@ class Run:
         self._digests = {d.name: digest(d) for d in (self.domains.source, self.domains.target)}
         look_at_data(self.domains)
         self._say_if_unmatched()
-        self._net(self.settings.stages[0])  # wrong options or weights shall fail now, not after the first stage
+        net = self._net(self.settings.stages[0])  # wrong options or weights shall fail now, not after the first stage
+        task = Task(len(self.domains.classes))
+        built = {name: METHODS[self._method(name)].build(own, net, task) for name, own in self.methods.items()}
+        self.needs = {name: method.needs for name, method in built.items()}
+        check_needs(self.settings.stages, self.needs)
         weights = self.settings.net.checkpoint
         self._weights = sha256(weights) if weights else None
 
@@ -95,8 +115,22 @@ class Run:
         """Name of the stage that gives the run's result."""
         return self.settings.stages[-1].name
 
+    @property
+    def chain(self) -> list[str]:
+        """Names of the training stages that led to the result, in order: its own last."""
+        inits = {stage.name: stage.init for stage in self.settings.stages}
+        names = [self.adapted]
+        while (init := inits[names[0]]) is not None:
+            names.insert(0, init)
+        return names
+
+    def _method(self, stage: str) -> str:
+        method = next(s.method for s in self.settings.stages if s.name == stage)
+        assert method is not None
+        return method
+
     def folder(self, stage: str) -> Path:
-        """Folder of a training stage."""
+        """Folder of a stage."""
         return self.root / f"{[s.name for s in self.settings.stages].index(stage) + 1:02d}-{stage}"
 
     def train(self) -> None:
@@ -110,8 +144,8 @@ class Run:
         run_stages(self.root, [self._stage(stage) for stage in self.settings.stages], self.say)
 
     def predictors(self) -> dict[str, SegmentationNet]:
-        """The networks to compare: the control's, where there is one, then the adapted one."""
-        names = dict.fromkeys(name for name in (self.settings.control, self.adapted) if name)
+        """The networks to compare: those on the way to the adapted one, the control's, if any, and itself."""
+        names = dict.fromkeys(name for name in (*self.chain[:-1], self.settings.control, self.adapted) if name)
         return {name: load_model(self.folder(name), self.device).net for name in names}
 
     def measure(
@@ -135,15 +169,17 @@ class Run:
         return locked(make_folder(self.root))
 
     def _stage(self, stage: StageSettings) -> Stage:
+        if stage.method is None:
+            return self._labels_stage(stage)
         settings, method = self.settings, METHODS[stage.method]
-        decisive = {
+        decisive: dict[str, Any] = {
             "method": stage.method,
             "steps": stage.steps,
             "init": stage.init,
             "settings": self.methods[stage.name].model_dump(mode="json"),
             "net": {**settings.net.model_dump(mode="json"), "checkpoint": self._weights},
             "size": self.size,
-            "source_view": self._view(True).model_dump(mode="json"),
+            "source_view": _facts(self._view(stage, True)),
             "batch_size": settings.batch_size,
             "seed": settings.seed,
             "precision": settings.precision,
@@ -151,26 +187,78 @@ class Run:
             "classes": self.domains.classes.names,
             "source": self._digests["source"],
         }
-        if method.needs:
-            decisive |= {"target_view": self._view(False).model_dump(mode="json"), "target": self._digests["target"]}
+        if self.needs[stage.name]:
+            decisive |= {"target_view": _facts(self._view(stage, False)), "target": self._digests["target"]}
         facts = {"kind": "train", "method": stage.method, "steps": stage.steps}
+        if stage.labels is not None:
+            augment = stage.target_augment or settings.target_augment
+            decisive |= {"labels": stage.labels}
+            decisive |= {"mine": [augment.mine_below, augment.mine_rarest]} if augment.mine else {}
+            facts["labels"] = stage.labels
         return Stage(
             stage.name,
             decisive,
             stage.purpose or method.purpose,
             lambda folder: self._train(stage, folder),
             facts,
-            after=(stage.init,) if stage.init else (),
+            after=tuple(name for name in (stage.init, stage.labels) if name),
         )
+
+    def _labels_stage(self, stage: StageSettings) -> Stage:
+        chosen = self.labels[stage.name]
+        decisive = {
+            "produce": stage.produce,
+            "init": stage.init,
+            "settings": chosen.model_dump(mode="json"),
+            "size": self.size,
+            "precision": self.settings.precision,
+            "classes": self.domains.classes.names,
+            "target": self._digests["target"],
+        }
+        if chosen.spatial_prior is not None:
+            decisive["source"] = self._digests["source"]
+        return Stage(
+            stage.name,
+            decisive,
+            stage.purpose or f"label the target's images with the network of {stage.init}",
+            lambda folder: self._label(stage, folder),
+            {"kind": "labels", "init": stage.init},
+            after=(stage.init or "",),
+            damage=damaged,
+        )
+
+    def labeller(self, stage: str) -> Labeller:
+        """What makes the labels of a labels stage; its first call of a stage with a spatial prior counts the source's
+        labels."""
+        settings, folder = self.labels[stage], self.folder(stage)
+        init = next(s.init for s in self.settings.stages if s.name == stage)
+        assert init is not None
+        prior = None
+        if settings.spatial_prior is not None:
+            path = folder / "spatial_prior.npz"
+            if not path.exists():
+                self.say("counting where the classes of the source's labels are")
+                write_prior(path, self.domains.source, self.size, settings.spatial_prior)
+            prior = read_prior(path)
+        net = load_model(self.folder(init), self.device).net
+        return Labeller(net, self.size, settings, self.device, self.settings.precision, prior)
+
+    def _label(self, stage: StageSettings, folder: Path) -> None:
+        make_pseudo_labels(self.labeller(stage.name), self.domains.target, folder, workers=self.settings.workers)
+
+    def build(self, stage: StageSettings) -> Method:
+        """The method of a training stage as it is before the first step."""
+        torch.manual_seed(seed_of(self.settings.seed, stage.name))  # random weights of heads and discriminators
+        net = self._net(stage)
+        if stage.init is not None:
+            net.load_state_dict(load_model(self.folder(stage.init)).net.state_dict())
+        entry = METHODS[self._method(stage.name)]
+        return entry.build(self.methods[stage.name], net, self._task(stage, self.folder(stage.name)))
 
     def _train(self, stage: StageSettings, folder: Path) -> None:
         settings = self.settings
         seed = seed_of(settings.seed, stage.name)
-        torch.manual_seed(seed)  # random weights of heads and discriminators
-        net = self._net(stage)
-        if stage.init is not None:
-            net.load_state_dict(load_model(self.folder(stage.init)).net.state_dict())
-        method = METHODS[stage.method].build(self.methods[stage.name], net, self._task(stage, folder))
+        method = self.build(stage)
         loop = Loop(
             steps=stage.steps,
             seed=seed,
@@ -185,10 +273,10 @@ class Run:
         @contextlib.contextmanager
         def stream(start: int) -> Iterator[Iterator[tuple[Batch, Batch]]]:
             with contextlib.ExitStack() as stack:
-                source = stack.enter_context(self._batches(True, seed, start, stage.steps))
+                source = stack.enter_context(self._batches(stage, True, seed, start))
                 target = iter([EMPTY] * (stage.steps - start))
                 if method.needs:
-                    target = stack.enter_context(self._batches(False, seed, start, stage.steps))
+                    target = stack.enter_context(self._batches(stage, False, seed, start))
                 yield zip(source, checked(target, method), strict=True)
 
         validate = self._curve_point if settings.validate_every and self.domains.val else None
@@ -197,25 +285,35 @@ class Run:
         save_model(folder / "model", method.predictor(), settings.net.name, options, self.domains.classes, self.size)
 
     def _batches(
-        self, is_source: bool, seed: int, start: int, stop: int
+        self, stage: StageSettings, is_source: bool, seed: int, start: int
     ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+        labels: PseudoLabels | None = None
+        rare: tuple[int, ...] = ()
+        if stage.labels is not None and not is_source:
+            labels = open_pseudo_labels(self.folder(stage.labels))
+            augment = stage.target_augment or self.settings.target_augment
+            rare = labels.rare(augment.mine_below, augment.mine_rarest) if augment.mine else ()
         stream = batches(
             self.domains.source if is_source else self.domains.target,
-            self._view(is_source),
+            self._view(stage, is_source),
             batch_size=self.settings.batch_size,
             seed=seed,
             start=start,
-            stop=stop,
+            stop=stage.steps,
             workers=self.settings.workers,
             pin=self.device.type == "cuda",
             cache=self.root / "cache" if self.settings.cache else None,
+            pseudo_labels=labels,
+            rare=rare,
         )
         return contextlib.closing(stream)
 
-    def _view(self, is_source: bool) -> ViewSettings:
-        augment = self.settings.source_augment if is_source else self.settings.target_augment
-        size = (self.settings.source_size if is_source else None) or self.size
-        return ViewSettings(size=size, **augment.model_dump())
+    def _view(self, stage: StageSettings, is_source: bool) -> ViewSettings:
+        if is_source:
+            augment = stage.source_augment or self.settings.source_augment
+            return ViewSettings(size=self.settings.source_size or self.size, **augment.view())
+        augment = stage.target_augment or self.settings.target_augment
+        return ViewSettings(size=self.size, **augment.view())
 
     def _net(self, stage: StageSettings) -> SegmentationNet:
         chosen = self.settings.net
@@ -232,7 +330,7 @@ class Run:
             path = folder / "class_shares.json"
             if not path.exists():
                 self.say("counting the classes of the source's labels")
-                write_json(path, class_frequency(self.domains.source, self._view(True).size).tolist())
+                write_json(path, class_frequency(self.domains.source, self._view(stage, True).size).tolist())
             shares = torch.tensor(read_json(path), dtype=torch.float32)
         return Task(len(self.domains.classes), shares)
 
@@ -244,6 +342,12 @@ class Run:
             # Training needs no labels of the target: a bad one costs a point of the curve, nothing else.
             self.say(f"no point for the mIoU curve: {error.found}")
             return {}
+
+
+def _facts(view: ViewSettings) -> dict[str, Any]:
+    """A view for a fingerprint; a setting that came later is left out where it changes nothing, so that stages of older
+    runs still count."""
+    return {key: value for key, value in view.model_dump(mode="json").items() if key != "mine" or value}
 
 
 def checked(stream: Iterator[Batch], method: Method) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from segshift.data.domains import Domain, load_pair, open_domain
 from segshift.data.images import image_size
 from segshift.data.labels import in_colour
 from segshift.data.statistics import spread
+from segshift.engine.labelling import LabelSettings
 from segshift.errors import UserError, nearest
 from segshift.methods import METHODS, MethodSettings
 from segshift.types import IGNORE, ClassSet
@@ -40,6 +41,7 @@ class Domains:
     source: Domain
     target: Domain
     val: Domain | None
+    truth: Domain | None = None
 
 
 def open_domains(settings: RunSettings) -> Domains:
@@ -63,6 +65,7 @@ def open_domains(settings: RunSettings) -> Domains:
         open_domain(settings.source, classes, labelled=True, name="source"),
         open_domain(settings.target, classes, labelled=False, name="target"),
         open_domain(settings.val, classes, labelled=True, name="val") if settings.val else None,
+        open_domain(settings.truth, classes, labelled=True, name="truth") if settings.truth else None,
     )
 
 
@@ -72,7 +75,7 @@ def keep_apart(out: Path, domains: Domains) -> None:
     Raises:
         UserError: `out` lies in the folder of a domain's images.
     """
-    for domain in (domains.source, domains.target, domains.val):
+    for domain in (domains.source, domains.target, domains.val, domains.truth):
         if domain is None:
             continue
         first = domain.items[0]
@@ -132,15 +135,70 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def method_settings(stage: StageSettings) -> MethodSettings:
-    """The typed settings of a stage's method.
+    """The typed settings of a training stage's method.
 
     Raises:
         UserError: the method is unknown, or a setting of it.
     """
+    assert stage.method is not None
     if stage.method not in METHODS:
         raise UserError(f"stage {stage.name}: unknown method {stage.method!r}; {nearest(stage.method, METHODS)}")
-    where, own = f"stage {stage.name} ({stage.method})", set(StageSettings.model_fields) - {"name", "settings"}
-    return validated(METHODS[stage.method].settings, stage.settings, where, sorted(own))
+    return validated(METHODS[stage.method].settings, stage.settings, f"stage {stage.name} ({stage.method})", _OWN)
+
+
+def label_settings(stage: StageSettings) -> LabelSettings:
+    """The typed settings of a labels stage.
+
+    Raises:
+        UserError: a setting is unknown or does not fit.
+    """
+    return validated(LabelSettings, stage.settings, f"stage {stage.name} ({stage.produce})", _OWN)
+
+
+def stage_settings(stage: StageSettings) -> MethodSettings | LabelSettings:
+    """The typed settings of a stage of either kind.
+
+    Raises:
+        UserError: see `method_settings` and `label_settings`.
+    """
+    return label_settings(stage) if stage.produce else method_settings(stage)
+
+
+_OWN = sorted(set(StageSettings.model_fields) - {"name", "settings"})
+"""Settings of a stage that may be meant where its method has none of that name."""
+
+
+def check_needs(stages: Sequence[StageSettings], needs: Mapping[str, frozenset[str]]) -> None:
+    """Make sure, before anything is trained, that every stage gets the labels that its method learns from.
+
+    Args:
+        needs: by training stage, fields that its target batches must carry.
+
+    Raises:
+        UserError: names the stage and what to add.
+    """
+    made = {stage.name: label_settings(stage).provides for stage in stages if stage.produce}
+    for stage in stages:
+        if stage.method is None:
+            continue
+        missing = needs[stage.name] - {"image"} - made.get(stage.labels or "", frozenset())
+        for field in sorted(missing):
+            key, remedy = _MAKES[field]
+            if stage.labels is not None:
+                remedy = f"set {stage.labels}.{key}" if key else remedy
+            raise UserError(
+                f"stage {stage.name}: {stage.method} with these settings learns from {field!r} of every target image,"
+                f" which {stage.labels + ' does not make' if stage.labels else 'no stage makes for it'}",
+                remedy=remedy,
+            )
+
+
+_MAKES = {
+    "pseudo_label": ("", "put a stage with `produce: pseudo_labels` before it and name that one in its `labels`"),
+    "soft_label": ("soft_alpha", "name a labels stage that sets `soft_alpha` in its `labels`"),
+    "easy": ("split", "name a labels stage that sets `split` in its `labels`"),
+}
+"""Field of a batch → the setting of a labels stage that makes it, and what to do without such a stage."""
 
 
 def digest(domain: Domain) -> str:
@@ -172,7 +230,7 @@ def dump_yaml(settings: RunSettings) -> str:
     """All settings of a run, as a file that `segshift adapt` takes."""
     content: dict[str, Any] = settings.model_dump(mode="json")
     places = [(content, "classes"), (content["net"], "checkpoint")]
-    domains = [content[part] for part in ("source", "target", "val") if content[part]]
+    domains = [content[part] for part in ("source", "target", "val", "truth") if content[part]]
     places += [(domain, key) for domain in domains for key in ("root", "list")]
     for mapping, key in places:
         # A list file may also lie below the domain's root, where its name stays as it is.

@@ -6,11 +6,12 @@ h w rows and columns of the network's output grid, D features, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 IGNORE = 255
@@ -42,29 +43,33 @@ class Batch:
         label: (B, H, W) int64 train ids with `IGNORE`, or None where the domain has no labels.
         affine: (B, 3, 3) float32, maps a pixel centre (x, y, 1) of the view to the pixel centre of the file's image.
         names: the B images' names, for messages.
+        pseudo_label: (B, H, W) int64 train ids with `IGNORE` that a network gave; of an easy image its full label.
+        soft_label: (B, K, H, W) float32, a distribution over the classes at each selected pixel, zeros elsewhere.
+        easy: (B,) bool, whether the image is of the easy part of a split.
     """
 
     image: Float[Tensor, "B 3 H W"]
     label: Int64[Tensor, "B H W"] | None = None
     affine: Float[Tensor, "B 3 3"] | None = None
     names: tuple[str, ...] = field(default=())
+    pseudo_label: Int64[Tensor, "B H W"] | None = None
+    soft_label: Float[Tensor, "B K H W"] | None = None
+    easy: Bool[Tensor, " B"] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device (copies overlap with work where the memory is pinned)."""
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        image = self.image.to(device, non_blocking=True)
-        return replace(self, image=image, label=move(self.label), affine=move(self.affine))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
 
-        def pin(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.pin_memory()
+        return self._each(Tensor.pin_memory)
 
-        return replace(self, image=self.image.pin_memory(), label=pin(self.label), affine=pin(self.affine))
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {key: change(x) if isinstance(x, Tensor) else x for key, x in values.items()}
+        return Batch(**changed)
 
 
 class Prediction(NamedTuple):

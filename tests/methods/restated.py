@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,9 @@ class Plain:
 
     net: SegmentationNet
     discriminators: list[nn.Module]
+    lr: float = 2.5e-4
+    power: float = 0.9
+    aux_weight: float = 0.1
     losses: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -38,17 +42,17 @@ class Plain:
         ids = {id(p) for p in heads}
         body = [p for p in self.net.parameters() if id(p) not in ids and p.requires_grad]
         self.sgd = torch.optim.SGD(
-            [{"params": body, "lr": 2.5e-4}, {"params": heads, "lr": 2.5e-3}], momentum=0.9, weight_decay=5e-4
+            [{"params": body, "lr": self.lr}, {"params": heads, "lr": 10 * self.lr}], momentum=0.9, weight_decay=5e-4
         )
         self.adams = [torch.optim.Adam(d.parameters(), lr=1e-4, betas=(0.9, 0.99)) for d in self.discriminators]
 
     def start(self, step: int) -> None:
         """Learning rates of the step, gradients at zero."""
-        factor = (1 - step / HORIZON) ** 0.9
-        for group, base in zip(self.sgd.param_groups, (2.5e-4, 2.5e-3), strict=True):
-            group["lr"] = base * factor
+        left = 1 - step / HORIZON
+        for group, base in zip(self.sgd.param_groups, (self.lr, 10 * self.lr), strict=True):
+            group["lr"] = base * left**self.power
         for adam in self.adams:
-            adam.param_groups[0]["lr"] = 1e-4 * factor
+            adam.param_groups[0]["lr"] = 1e-4 * left**0.9
         self.sgd.zero_grad()
         for adam in self.adams:
             adam.zero_grad()
@@ -65,10 +69,10 @@ class Plain:
         return torch.stack(list(losses.values())).sum()
 
 
-def plain_copy(method: Method, discriminators: list[nn.Module]) -> Plain:
-    """Independent copies with the method's weights."""
+def plain_copy(method: Method, discriminators: list[nn.Module], **settings: Any) -> Plain:
+    """Independent copies with the method's weights; `settings` are fields of `Plain`."""
     net = copy.deepcopy(method.predictor())
-    return Plain(net.train(), [copy.deepcopy(d).train() for d in discriminators])
+    return Plain(net.train(), [copy.deepcopy(d).train() for d in discriminators], **settings)
 
 
 def up(logits: Tensor, size: torch.Size) -> Tensor:
@@ -84,9 +88,41 @@ def segment_source(plain: Plain, source: Batch) -> tuple[Tensor, Tensor | None]:
     aux = None
     if prediction.aux is not None:
         aux = up(prediction.aux, source.label.shape)
-        losses["seg_aux"] = 0.1 * F.cross_entropy(aux, source.label, ignore_index=255)
+        losses["seg_aux"] = plain.aux_weight * F.cross_entropy(aux, source.label, ignore_index=255)
     plain.keep(**losses).backward()  # type: ignore[no-untyped-call]
     return main, aux
+
+
+def learn_target(
+    plain: Plain, target: Batch, on_logits: Callable[[Tensor], dict[str, Tensor]], target_weight: float = 1.0
+) -> None:
+    """The second half of a step of self-training: the same losses on both heads, backward."""
+    prediction = plain.net(target.image)
+    losses = {name: target_weight * loss for name, loss in on_logits(up(prediction.logits, target.image.shape)).items()}
+    if prediction.aux is not None:
+        on_aux = on_logits(up(prediction.aux, target.image.shape))
+        losses |= {f"{name}_aux": target_weight * plain.aux_weight * loss for name, loss in on_aux.items()}
+    plain.keep(**losses).backward()  # type: ignore[no-untyped-call]
+
+
+def mean_where(per_pixel: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the pixels where the mask holds; 0, with a gradient of 0, where it holds nowhere."""
+    return per_pixel[mask].mean() if mask.any() else 0 * per_pixel.sum()
+
+
+def negative_log(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p of the label at each pixel that has one, mean; 255 is none."""
+    log_p = torch.log(F.softmax(logits, dim=1)).permute(0, 2, 3, 1)
+    chosen = log_p.gather(3, labels.where(labels != 255, 0)[..., None])[..., 0]
+    return mean_where(-chosen, labels != 255)
+
+
+REGULARISERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mrkld": lambda p: -torch.log(p).sum(1) / p.shape[1],
+    "mrent": lambda p: (p * torch.log(p)).sum(1),
+    "mrl2": lambda p: (p * p).sum(1),
+}
+"""Probabilities (B, K, H, W) → the regulariser of CRST at each pixel (methods.md section 6)."""
 
 
 def requires_grad(networks: list[nn.Module], flag: bool) -> None:
@@ -128,15 +164,27 @@ def align_outputs(
         plain.keep(**{f"discriminator_target{suffix}": target_loss}).backward()  # type: ignore[no-untyped-call]
 
 
+Batches = Callable[[int], tuple[Batch, Batch]]
+"""Step → a batch of the source and one of the target."""
+
+
+def both(number: int) -> tuple[Batch, Batch]:
+    return source_batch(number), target_batch(number)
+
+
 def compare(
-    method: Method, discriminators: list[nn.Module], plain: Plain, step: Callable[[Batch, Batch], None]
+    method: Method,
+    discriminators: list[nn.Module],
+    plain: Plain,
+    step: Callable[[Batch, Batch], None],
+    batches: Batches = both,
 ) -> None:
     """Take the same steps with the method and in plain torch; losses, gradients, weights and statistics must agree."""
     method.train()
     tuned = method.tuned()
     loop = Loop(steps=HORIZON, seed=0, device=torch.device("cpu"))
     for number in range(STEPS):
-        source, target = source_batch(number), target_batch(number)
+        source, target = batches(number)
         losses = one_step(method, tuned, source, target if method.needs else EMPTY, number, loop)
 
         plain.start(number)

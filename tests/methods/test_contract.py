@@ -1,10 +1,14 @@
-"""What the trainer relies on, asked of every method in METHODS: a new one is tested here without a line of its own."""
+"""What the trainer relies on, asked of every method in METHODS: a new one is tested here without a line of its own.
+
+Settings that change what a step needs or how many networks it trains are asked too (`VARIANTS`).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +23,27 @@ from segshift.methods.base import Task, Tuned
 from segshift.nets.base import SegmentationNet
 from segshift.run import EMPTY, checked
 from segshift.types import Batch
-from tiny import CLASSES, Stop, TinyNet, build, pairs, source_batch, stopping, target_batch
+from tiny import CLASSES, Stop, TinyNet, pairs, source_batch, stopping, target_batch
+from tiny import build as build_method
 
 SECONDS = 2.0
 CPU = torch.device("cpu")
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in METHODS},
+    "crst-mrent": ("crst", {"regulariser": "mrent"}),
+    "crst-mrl2": ("crst", {"regulariser": "mrl2"}),
+    "crst-lrent": ("crst", {"regulariser": "lrent"}),
+    "tpld-mrkld": ("tpld", {"regulariser": "mrkld"}),
+    "tpld-lrent": ("tpld", {"regulariser": "lrent"}),
+    "tpld-phase-2-lrent": ("tpld", {"phase": 2, "regulariser": "lrent"}),
+    "tpld-phase-2": ("tpld", {"phase": 2}),
+    "tpld-phase-2-whole": ("tpld", {"phase": 2, "regulariser": "mrkld", "hard_label_weight": 1.0}),
+}
+"""What is tested: a method and settings that are not its defaults. Every method is here with its defaults."""
+
 every_method = pytest.mark.parametrize("name", METHODS)
+every_variant = pytest.mark.parametrize("name", VARIANTS)
 with_and_without_aux = pytest.mark.parametrize("aux", [False, True], ids=["single", "multi"])
 
 
@@ -34,6 +53,12 @@ def quick() -> Iterator[None]:
     start = time.process_time()
     yield
     assert time.process_time() - start < SECONDS
+
+
+def build(name: str, net: SegmentationNet | None = None, seed: int = 0, **settings: Any) -> Method:
+    """A method of VARIANTS on a tiny network, with random weights from `seed`."""
+    method, own = VARIANTS[name]
+    return build_method(method, net, seed, **own, **settings)
 
 
 def target_for(method: Method, step: int) -> Batch:
@@ -64,11 +89,12 @@ def test_entry(name: str) -> None:
     entry = METHODS[name]
     assert issubclass(entry.settings, MethodSettings)
     assert entry.settings().model_config["extra"] == "forbid"
-    assert entry.needs == build(name).needs
+    assert type(build(name)) is entry.build
+    assert build(name).needs >= type(build(name)).needs
     assert entry.purpose
 
 
-@every_method
+@every_variant
 @with_and_without_aux
 def test_groups_are_finite_scalars_with_gradient(name: str, aux: bool) -> None:
     groups = run_step(build(name, TinyNet(aux)))
@@ -83,7 +109,7 @@ def test_groups_are_finite_scalars_with_gradient(name: str, aux: bool) -> None:
             assert torch.isfinite(loss)
 
 
-@every_method
+@every_variant
 @with_and_without_aux
 @pytest.mark.parametrize("batch_norm", ["train", "frozen", "as-reference"])
 def test_tuned_parameters_get_a_gradient_and_others_none(name: str, aux: bool, batch_norm: str) -> None:
@@ -98,7 +124,7 @@ def test_tuned_parameters_get_a_gradient_and_others_none(name: str, aux: bool, b
             assert parameter.grad is None, key
 
 
-@every_method
+@every_variant
 @with_and_without_aux
 def test_each_trained_parameter_is_in_one_optimiser(name: str, aux: bool) -> None:
     method = build(name, TinyNet(aux))
@@ -107,7 +133,7 @@ def test_each_trained_parameter_is_in_one_optimiser(name: str, aux: bool) -> Non
     assert set(parameters) == {id(p) for p in method.parameters() if p.requires_grad}
 
 
-@every_method
+@every_variant
 def test_rates_are_pure_functions_of_the_step(name: str) -> None:
     for tuned in build(name).tuned().values():
         factors = [tuned.factor(step, 10) for step in (*range(10), *range(10))]
@@ -116,7 +142,7 @@ def test_rates_are_pure_functions_of_the_step(name: str) -> None:
         assert any(factors)
 
 
-@every_method
+@every_variant
 def test_predictor_is_a_network_of_the_methods_own(name: str) -> None:
     method = build(name)
     net = method.predictor()
@@ -124,7 +150,7 @@ def test_predictor_is_a_network_of_the_methods_own(name: str) -> None:
     assert net in set(method.modules())
 
 
-@every_method
+@every_variant
 def test_what_is_missing_is_an_error_before_the_first_step(name: str) -> None:
     method = build(name)
     assert [batch.names for batch in checked(iter([target_for(method, 0)]), method)]
@@ -139,7 +165,7 @@ def test_what_is_missing_is_an_error_before_the_first_step(name: str) -> None:
 class Demanding(Method):
     """Needs what no stage of these tests makes."""
 
-    needs = frozenset({"image", "pseudo_label"})
+    needs = frozenset({"image", "prototypes"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +182,7 @@ class Demanding(Method):
 
 
 def test_a_need_that_batches_know_nothing_of() -> None:
-    with pytest.raises(UserError, match="pseudo_label") as caught:
+    with pytest.raises(UserError, match="prototypes") as caught:
         next(checked(iter([target_batch(0)]), Demanding()))
     assert "Demanding" in str(caught.value)
     assert "before this one" in caught.value.remedy
@@ -173,7 +199,7 @@ def equal(a: object, b: object) -> bool:
     return bool(a == b)
 
 
-@every_method
+@every_variant
 @with_and_without_aux
 def test_resume_is_equal_bit_for_bit(name: str, aux: bool, tmp_path: Path) -> None:
     loop = Loop(steps=4, seed=3, device=CPU, checkpoint_every=2, log_every=4)
@@ -190,7 +216,7 @@ def test_resume_is_equal_bit_for_bit(name: str, aux: bool, tmp_path: Path) -> No
     assert (tmp_path / "whole" / "log.jsonl").read_bytes() == (tmp_path / "parts" / "log.jsonl").read_bytes()
 
 
-@every_method
+@every_variant
 def test_all_memory_is_in_the_state_dict(name: str, tmp_path: Path) -> None:
     """A step after `restore` into a fresh method equals the step without it, in every loss."""
     loop = Loop(steps=9, seed=0, device=CPU)
@@ -209,7 +235,7 @@ def test_all_memory_is_in_the_state_dict(name: str, tmp_path: Path) -> None:
         assert equal(*losses)
 
 
-@every_method
+@every_variant
 @with_and_without_aux
 def test_the_loss_falls(name: str, aux: bool) -> None:
     net = TinyNet(aux)
@@ -229,7 +255,7 @@ def test_the_loss_falls(name: str, aux: bool) -> None:
     assert source_loss() < 0.7 * before
 
 
-@every_method
+@every_variant
 @with_and_without_aux
 def test_bfloat16(name: str, aux: bool) -> None:
     """Autocast around the step: losses stay float32 and near those of fp32, weights stay float32."""
@@ -247,7 +273,7 @@ def test_bfloat16(name: str, aux: bool) -> None:
         assert found["bf16"][key].item() == pytest.approx(value.item(), rel=0.05, abs=1e-4), key
 
 
-@every_method
+@every_variant
 def test_step_leaves_gradients_enabled_and_modes_alone(name: str) -> None:
     method = build(name).train()
     run_step(method)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fake_labels import write_rounds_run
 from fake_run import write_run
 
 from segshift.report import build_report, compare_runs
@@ -45,6 +46,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "report": build_report(runs[0]),
         "long": build_report(runs[1]),
+        "rounds": build_report(write_rounds_run(home / "rounds")),
         "compare": compare_runs(runs, home / "compare.html"),
     }
 
@@ -55,10 +57,11 @@ def opened(browser: Browser, path: Path, width: int, said: list[str], scheme: An
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda asked: said.append(asked.url) if asked.url.startswith("http") else None)
     page.goto(path.as_uri())
+    page.evaluate("document.querySelectorAll('#labels details').forEach((part) => { part.open = true; })")
     return page
 
 
-@pytest.mark.parametrize("name", ["report", "long", "compare"])
+@pytest.mark.parametrize("name", ["report", "long", "rounds", "compare"])
 @pytest.mark.parametrize("width", [390, 820, 1280])
 def test_nothing_overflows(browser: Browser, pages: dict[str, Path], name: str, width: int) -> None:
     said: list[str] = []
@@ -142,13 +145,36 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["report", "compare"])
+@pytest.mark.parametrize("name", ["report", "rounds", "compare"])
 def test_text_stands_out(browser: Browser, pages: dict[str, Path], name: str, scheme: str) -> None:
     """WCAG 2.2 AA, 1.4.3: a contrast of at least 4.5 to 1."""
     page = opened(browser, pages[name], 1280, [], scheme)
     assert page.evaluate(CONTRAST) == []
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (dark == "rgb(20, 23, 26)") == (scheme == "dark")
+    page.close()
+
+
+def test_pictures_of_labels_enlarge_and_folded_ones_are_passed_over(browser: Browser, pages: dict[str, Path]) -> None:
+    said: list[str] = []
+    page = opened(browser, pages["rounds"], 1280, said)
+    page.evaluate("document.querySelector('#labels details').open = false")
+    first, last = page.locator("details.round").first, page.locator("details.round").last
+    assert not first.locator(".tile").first.is_visible()
+    assert (
+        last.locator(".tiles").first.evaluate("(e) => getComputedStyle(e).gridTemplateColumns.split(' ').length") == 3
+    )
+    last.locator('.tile[data-kind="added"]').first.click()
+    assert page.locator("#v-caption").inner_text() == "What voting added"
+    for _ in range(4):  # up, over the folded part, to the run's own panels
+        page.keyboard.press("ArrowUp")
+        assert page.locator("#v-name").inner_text()
+    name = page.locator("#v-name").inner_text()
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.closest('details.round') === null || "
+                         "document.activeElement.closest('details.round').open")  # fmt: skip
+    assert page.evaluate("document.activeElement.dataset.name") == name
+    assert said == []
     page.close()
 
 

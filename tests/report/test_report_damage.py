@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_labels import write_rounds_run
 from fake_run import write_run
 from page_reader import read
 
@@ -37,6 +39,13 @@ def junk(rng: random.Random, depth: int = 0) -> Any:
         "image",
         "palette",
         "verdict",
+        "thresholds",
+        "labelled",
+        "predicted",
+        "rows",
+        "files",
+        "init",
+        "kind",
     ]
     return {rng.choice(keys): junk(rng, depth + 1) for _ in range(rng.randrange(5))}
 
@@ -50,9 +59,22 @@ def damaged(rng: random.Random, value: Any) -> Any:
     return [damaged(rng, item) for item in value] if isinstance(value, list) else value
 
 
+@pytest.fixture(scope="module")
+def whole_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rounds_run(tmp_path_factory.mktemp("whole") / "rounds", panels=1)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_any_damage_gives_a_page(run: Path, seed: int) -> None:
-    rng = random.Random(seed)
+    break_and_read(run, random.Random(seed))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_damage_to_rounds_gives_a_page(whole_rounds: Path, tmp_path: Path, seed: int) -> None:
+    break_and_read(shutil.copytree(whole_rounds, tmp_path / "rounds"), random.Random(1000 + seed))
+
+
+def break_and_read(run: Path, rng: random.Random) -> None:
     for path in sorted([*run.rglob("*.json"), *run.rglob("*.jsonl"), run / "run.yaml"]):
         fate = rng.random()
         if fate < 0.15:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,39 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist", remedy="is this a finished run of segshift?") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}", remedy="delete it and run the stage again") from error
+
+
+SEAL = "manifest.json"
+"""The file of an artefact that is written last and says what the others hold."""
+
+
+def seal(folder: Path, kind: str, files: Iterable[Path]) -> None:
+    """Finish an artefact: write, last of all, the checksums of its files.
+
+    Args:
+        folder: of the artefact.
+        kind: what it is, for people.
+        files: below `folder`.
+    """
+    sums = {str(path.relative_to(folder)): sha256(path) for path in sorted(files)}
+    write_json(folder / SEAL, {"kind": kind, "files": sums})
+
+
+def damaged(folder: Path) -> list[str]:
+    """Files of a sealed artefact that are missing or not what was written; the seal itself where that is unreadable."""
+    try:
+        sums = dict(read_json(folder / SEAL)["files"])
+    except (UserError, LookupError, TypeError, ValueError):
+        return [SEAL]
+    found = []
+    for name, wanted in sums.items():
+        try:
+            whole = sha256(folder / name) == wanted
+        except OSError:
+            whole = False
+        if not whole:
+            found.append(name)
+    return found
 
 
 def sha256(path: Path) -> str:

@@ -59,6 +59,35 @@ def class_frequency(domain: Domain, size: Size | None = None, *, workers: int = 
     return np.asarray(total[:-1] / total[:-1].sum(), np.float64)
 
 
+def _one_hot_at(domain: Domain, size: Size, index: int) -> np.ndarray:
+    item = domain.items[index]
+    label = resize_nearest(load_label(domain, item, image_size(item.image)), size)
+    return np.asarray(label[None] == np.arange(len(domain.classes), dtype=np.uint8)[:, None, None])
+
+
+def spatial_frequency(domain: Domain, size: Size, *, workers: int = 0) -> Float64[np.ndarray, "K h w"]:
+    """How often each pixel of the frame is of each class, over a labelled domain (the spatial prior of CBST-SP).
+
+    Args:
+        domain: with labels.
+        size: (w, h) to which labels are resized.
+        workers: processes that decode.
+
+    Returns:
+        (K, h, w) shares that sum to 1 over K; equal shares where every label is to be ignored.
+
+    Raises:
+        UserError: a file cannot be used.
+    """
+    classes = len(domain.classes)
+    total = np.zeros((classes, size[1], size[0]), np.int64)
+    for present in stream(functools.partial(_one_hot_at, domain, size), range(len(domain.items)), workers=workers):
+        total += present
+    labelled = total.sum(axis=0)
+    shares: Float64[np.ndarray, "K h w"] = np.where(labelled > 0, total / np.maximum(labelled, 1), 1 / classes)
+    return shares
+
+
 def _all_ignored(domain: Domain) -> UserError:
     return UserError(
         f"domain {domain.name!r}: every pixel of every label is to be ignored (255)",

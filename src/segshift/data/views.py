@@ -5,7 +5,8 @@ Pixel centres have whole coordinates: resizing W pixels to w takes the centre x 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class ViewSettings(BaseModel):
         0.0, ge=0, le=1, description="brightness, contrast, saturation within 1 ± this, hue within ± half a turn × this"
     )
     blur: float = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur, sigma 0.15-1.15 px as in DACS")
+    mine: float = Field(0.0, ge=0, le=1, description="probability that a crop is laid around a pixel of a rare class")
 
     @model_validator(mode="after")
     def _check(self) -> ViewSettings:
@@ -141,7 +143,6 @@ def cut(
     height, width = image.shape[:2]
     if chance.scaled == (width, height):
         seen = image[rows, columns]
-        seen_label = None if label is None else label[rows, columns]
     else:
         step_x, step_y = width / chance.scaled[0], height / chance.scaled[1]
         box = (columns.start * step_x, rows.start * step_y, columns.stop * step_x, rows.stop * step_y)
@@ -149,23 +150,64 @@ def cut(
         target = (columns.stop - columns.start, rows.stop - rows.start)
         # A box of the unscaled image is resized: the pixels outside the crop are never made.
         seen = np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC, box=box))
-        seen_label = None
-        if label is not None:
-            ys, xs = nearest_indices(chance.scaled[1], height)[rows], nearest_indices(chance.scaled[0], width)[columns]
-            seen_label = label[ys[:, None], xs[None]]
     if seen.shape[:2] != (view.shape[1], view.shape[0]):
         padded = np.empty((view.shape[1], view.shape[0], 3), np.uint8)
         padded[:] = PADDING
         padded[to_rows, to_columns] = seen
         seen = padded
-        if seen_label is not None:
-            ignored = np.full(padded.shape[:2], IGNORE, np.uint8)
-            ignored[to_rows, to_columns] = seen_label
-            seen_label = ignored
     if chance.flip:
         seen = seen[:, ::-1]
-        seen_label = None if seen_label is None else seen_label[:, ::-1]
-    return seen, seen_label
+    return seen, None if label is None else cut_map(label, view, chance, IGNORE)
+
+
+def cut_map(values: np.ndarray, view: ViewSettings, chance: Draw, outside: int) -> np.ndarray:
+    """The geometric part of a view for values that must not be mixed: labels, or distributions over classes.
+
+    Args:
+        values: (h, w) or (h, w, K) at the working size.
+        view: the settings.
+        chance: the draw.
+        outside: value where the view shows nothing of the image.
+
+    Returns:
+        (H, W) or (H, W, K) of the view, each pixel the nearest one's value.
+    """
+    rows, columns, to_rows, to_columns = _window(chance, view)
+    height, width = values.shape[:2]
+    ys, xs = nearest_indices(chance.scaled[1], height)[rows], nearest_indices(chance.scaled[0], width)[columns]
+    seen: np.ndarray = values[ys[:, None], xs[None]]
+    if seen.shape[:2] != (view.shape[1], view.shape[0]):
+        padded = np.full((view.shape[1], view.shape[0], *values.shape[2:]), outside, values.dtype)
+        padded[to_rows, to_columns] = seen
+        seen = padded
+    return seen[:, ::-1] if chance.flip else seen
+
+
+def centred(
+    view: ViewSettings,
+    chance: Draw,
+    label: UInt8[np.ndarray, "h w"],
+    classes: Sequence[int],
+    generator: torch.Generator,
+) -> Draw:
+    """Patch mining: the same view with its crop around a random pixel of a random one of `classes`, moved to lie inside
+    the image; unchanged with a probability of 1 - `view.mine`, and where the label has none of them.
+
+    Source: Zou et al. (CBST), ECCV 2018, section 4.4, as released with CRST (methods.md section 5).
+    """
+    u = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    present = [k for k in classes if (label == k).any()]
+    if not present or u[0] >= view.mine:
+        return chance
+    ys, xs = np.nonzero(label == present[int(u[1] * len(present))])
+    place = int(u[2] * len(ys))
+    offset = []
+    for axis, found in ((0, xs[place]), (1, ys[place])):
+        room = chance.scaled[axis] - view.shape[axis]
+        middle = int((found + 0.5) * chance.scaled[axis] / label.shape[1 - axis])
+        # Where the image is smaller than the crop it stays where chance put it.
+        offset.append(min(max(middle - view.shape[axis] // 2, 0), room) if room >= 0 else chance.offset[axis])
+    return replace(chance, offset=(offset[0], offset[1]))
 
 
 def recolour(image: Float[Tensor, "B 3 H W"], view: ViewSettings, chances: list[Draw]) -> Float[Tensor, "B 3 H W"]:

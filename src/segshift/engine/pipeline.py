@@ -27,6 +27,7 @@ class Stage:
         run: does the work in the stage's folder; called again after an interruption, it goes on.
         info: further facts for the report, not part of the fingerprint.
         after: names of the stages that it builds on; None: all before it.
+        damage: names the files of the finished stage that are missing or not what was written.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stage:
     run: Callable[[Path], None]
     info: dict[str, Any] = field(default_factory=dict)
     after: tuple[str, ...] | None = None
+    damage: Callable[[Path], list[str]] = field(default=lambda folder: [])
 
 
 def fingerprint(settings: dict[str, Any], before: str) -> str:
@@ -74,7 +76,7 @@ def run_stages(root: Path, stages: list[Stage], say: Callable[[str], None]) -> N
 
 
 def _run_stage(folder: Path, stage: Stage, record: dict[str, Any], title: str, say: Callable[[str], None]) -> None:
-    known = _read_record(folder)
+    known, reused = _read_record(folder), False
     if known is not None and known.get("fingerprint") != record["fingerprint"]:
         _set_aside(folder, say, "its settings, its data or a stage before it changed")
         known = None
@@ -84,13 +86,18 @@ def _run_stage(folder: Path, stage: Stage, record: dict[str, Any], title: str, s
         _adopt(twin, folder)
         known = _read_record(folder)
         say(f"{title}: reused from {twin} (same settings, same data)")
+        reused = True
+    files = stage.damage(folder) if known is not None and known.get("done") else []
+    if files:
+        others = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+        say(f"{title}: {folder / files[0]}{others} is missing or not what was written, so this artefact is made anew")
     elif known is not None and known.get("done"):
-        say(f"{title}: finished before, skipped")
-    if known is not None and known.get("done"):
+        if not reused:
+            say(f"{title}: finished before, skipped")
         if {**known, **record} != known:  # its purpose may be said otherwise now, or in this run
             write_json(folder / "stage.json", {**known, **record})
         return
-    say(f"{title}: {stage.purpose}" + (" (going on from its last checkpoint)" if known else ""))
+    say(f"{title}: {stage.purpose}" + (" (going on where it was)" if known and not files else ""))
     make_folder(folder)
     spent = float((known or {}).get("seconds", 0.0))
     start = time.monotonic()

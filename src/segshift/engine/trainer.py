@@ -86,7 +86,7 @@ def train(
     finite = FiniteCheck(title, path)
     with (
         _Log(folder / "log.jsonl", state) as log,
-        _stop_signals() as stopped,
+        stop_signals() as stopped,
         batches(state.step) as stream,
         track(title, loop.steps, state.step) as bar,
     ):
@@ -265,7 +265,7 @@ class _Log:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def stop_signals() -> Iterator[threading.Event]:
     """An event that is set by the first Ctrl-C or SIGTERM; a second one stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -8,7 +8,11 @@ from typing import NamedTuple
 from segshift.methods.adaptsegnet import AdaptSegNet, AlignmentSettings
 from segshift.methods.advent import Advent, AdventSettings, MinEnt, MinEntSettings
 from segshift.methods.base import Method, MethodSettings
+from segshift.methods.cbst import Cbst, CbstSettings
+from segshift.methods.crst import Crst, CrstSettings
+from segshift.methods.self_training import SelfTraining, SelfTrainingSettings
 from segshift.methods.source_only import SourceOnly, SourceOnlySettings
+from segshift.methods.tpld import Tpld, TpldSettings
 
 
 class Entry(NamedTuple):
@@ -16,7 +20,6 @@ class Entry(NamedTuple):
 
     build: Callable[..., Method]
     settings: type[MethodSettings]
-    needs: frozenset[str]
     purpose: str
 
 
@@ -24,21 +27,26 @@ METHODS: dict[str, Entry] = {
     "source_only": Entry(
         SourceOnly,
         SourceOnlySettings,
-        SourceOnly.needs,
         "learn the classes from the labelled source images",
     ),
     "adaptsegnet": Entry(
         AdaptSegNet,
         AlignmentSettings,
-        AdaptSegNet.needs,
         "make the target's predictions look like the source's to a discriminator",
     ),
-    "minent": Entry(MinEnt, MinEntSettings, MinEnt.needs, "make the target's predictions confident (low entropy)"),
+    "minent": Entry(MinEnt, MinEntSettings, "make the target's predictions confident (low entropy)"),
     "advent": Entry(
         Advent,
         AdventSettings,
-        Advent.needs,
         "make the target's entropy maps look like the source's to a discriminator",
+    ),
+    "self_training": Entry(SelfTraining, SelfTrainingSettings, "learn the target's own confident predictions"),
+    "cbst": Entry(
+        Cbst, CbstSettings, "learn the target's own predictions, the most confident ones of every class alike"
+    ),
+    "crst": Entry(Crst, CrstSettings, "learn the target's own predictions, held back from growing too sure of them"),
+    "tpld": Entry(
+        Tpld, TpldSettings, "learn densified labels of the target, then make its hard images look like its easy ones"
     ),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ def patch_discriminators(net: SegmentationNet) -> nn.ModuleList:
 class AdaptSegNet(Method):
     """Alignment of softmax outputs: multi-level where the network has an auxiliary head."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"image"})
+    needs = frozenset({"image"})
 
     def __init__(self, settings: AlignmentSettings, net: SegmentationNet, task: Task) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -56,7 +55,7 @@ class AdventSettings(AlignmentSettings):
 class Advent(Method):
     """AdvEnt: alignment of weighted self-information maps."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"image"})
+    needs = frozenset({"image"})
 
     def __init__(self, settings: AdventSettings, net: SegmentationNet, task: Task) -> None:
         super().__init__()
@@ -103,7 +102,7 @@ class MinEntSettings(MethodSettings):
 class MinEnt(Method):
     """MinEnt: the mean entropy of the target's predictions is a loss."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"image"})
+    needs = frozenset({"image"})
 
     def __init__(self, settings: MinEntSettings, net: SegmentationNet, task: Task) -> None:
         super().__init__()

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -82,8 +83,9 @@ class Method(nn.Module, ABC):
     It never touches optimisers' steps, files, devices, logging or configuration files.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Fields that the target batch must carry. Empty: target images are not even loaded, the batch has none."""
+    needs: frozenset[str] = frozenset()
+    """Fields that the target batch must carry. Empty: target images are not even loaded, the batch has none. An
+    instance may need more than its class, where its settings ask for it."""
 
     @abstractmethod
     def step(self, source: Batch, target: Batch) -> Iterator[dict[str, Tensor]]:
@@ -96,6 +98,14 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def predictor(self) -> SegmentationNet:
         """The network that is evaluated and exported."""
+
+    def easiness(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+        """How easy the method takes target images to be, in [0, 1]; asked of methods that need `easy`, for the report.
+
+        Raises:
+            NotImplementedError: the method knows nothing of it.
+        """
+        raise NotImplementedError(type(self).__name__)
 
     def after_step(self, step: int) -> None:
         """Called once after the optimisers' step (moving averages, prototypes)."""

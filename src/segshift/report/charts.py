@@ -6,24 +6,32 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from segshift.report.reading import Point, Stage
+from segshift.report.stages import Point, Stage
 from segshift.report.values import points, quantity
 
 WIDTH, HEIGHT = 380, 190
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 28
 MOST_POINTS = 400
 COLOURS = 6
+CONTROL = 6
+"""The colour of the control, beside those of `COLOURS`."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: SVG point lists of the raw values and of the smoothed ones; `dots` are (x, y, what the value is)."""
+    """A curve: SVG point lists of the raw values and of the smoothed ones.
+
+    Attributes:
+        dots: (x, y, what the value is).
+        marks: (x, y, text) of words that stand in the plot.
+    """
 
     label: str
     colour: int
     raw: str
     smooth: str
     dots: tuple[tuple[float, float, str], ...] = ()
+    marks: tuple[tuple[float, float, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,16 @@ class Chart:
     right: int = WIDTH - RIGHT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True)
+class Trail:
+    """A line through a few named stops, each (x, share, what stands beside it); `below`: beneath the line."""
+
+    label: str
+    colour: int
+    stops: Sequence[tuple[int, float, str]]
+    below: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,3 +174,30 @@ def miou_chart(stages: Sequence[Stage]) -> Chart | None:
         parts.append(f"{stage.name} ends at {points(last[1])}{peak}")
     y_ticks = tuple((y(tick), f"{100 * tick:g}") for tick in nice_ticks(y.low, y.high))
     return Chart("mIoU while training", "; ".join(parts), x_ticks, y_ticks, tuple(lines))
+
+
+def trail_chart(title: str, summary: str, trails: Sequence[Trail]) -> Chart:
+    """Shares in percent points over whole numbers, with a mark at each stop; at least one trail.
+
+    Where trails share their first stops, the last one's dots are shown.
+    """
+    stops = [stop for trail in trails for stop in trail.stops]
+    y = _levels(min(share for _, share, _ in stops), max(share for _, share, _ in stops))
+    x, x_ticks = _steps(0, max(at for at, _, _ in stops))
+    lines, seen = [], set()
+    for trail in reversed(trails):
+        new = [stop for stop in trail.stops if stop not in seen]
+        seen.update(new)
+        beside = 17 if trail.below else -9
+        lines.append(
+            Line(
+                trail.label,
+                trail.colour if trail.colour == CONTROL else trail.colour % COLOURS,
+                "",
+                _path([(at, share) for at, share, _ in trail.stops], x, y),
+                tuple((x(at), y(share), points(share)) for at, share, _ in new),
+                tuple((x(at), y(share) + beside, mark) for at, share, mark in new),
+            )
+        )
+    y_ticks = tuple((y(tick), f"{100 * tick:g}") for tick in nice_ticks(y.low, y.high))
+    return Chart(title, summary, x_ticks, y_ticks, tuple(reversed(lines)))

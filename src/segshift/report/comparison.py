@@ -9,8 +9,9 @@ from pathlib import Path, PurePath
 from segshift.artefacts.store import make_folder, write_text
 from segshift.errors import UserError
 from segshift.report import values
-from segshift.report.page import DOMAINS, PanelView, Tile, colour, facts, legend, render, span
-from segshift.report.pictures import Picture, Request, embed
+from segshift.report.page import DOMAINS, facts, legend, render
+from segshift.report.panels import Draft, PanelView, request, show
+from segshift.report.pictures import Request
 from segshift.report.reading import Model, Run, read_run
 from segshift.report.verdict import WORDS, judge
 
@@ -79,7 +80,7 @@ def compare_runs(runs: list[Path], out: Path) -> Path:
         title=f"{len(runs)} runs compared",
         columns=columns,
         warnings=warnings,
-        span=span(gains),
+        span=values.span(gains),
         shared_control=shared,
         rows=_class_rows(contents, shared, ranked=not warnings),
         measures=_measures(columns),
@@ -187,7 +188,7 @@ def _class_rows(runs: Sequence[Run], shared: Model | None, *, ranked: bool) -> l
         best = max(known) if ranked and len(known) > 1 else None
         cells = tuple(Cell(iou, gain, best is not None and iou == best) for iou, gain in pairs)
         control = shared.iou[first.classes.index(name)] if shared and first and name in first.classes else None
-        rows.append(CompareRow(name, colour(colours[name]), control, cells))
+        rows.append(CompareRow(name, values.colour(colours[name]), control, cells))
     return rows
 
 
@@ -221,30 +222,25 @@ def _panels(runs: Sequence[Run], names: Sequence[str], problems: list[str]) -> l
     by_name = [{panel.name: panel for panel in run.panels} for run in runs]
     order = list(dict.fromkeys(panel.name for run in runs for panel in run.panels))
     common = [name for name in order if sum(name in panels for panels in by_name) > 1]
-    rows: list[list[Request]] = []
-    captions: list[list[tuple[str, str, str]]] = []
+    drafts = []
     for name in common:
-        row: list[Request] = []
-        said: list[tuple[str, str, str]] = []
+        tiles: list[tuple[str, str, str, Request]] = []
         present = [(run, panels[name]) for run, panels in zip(names, by_name, strict=True) if name in panels]
         for kind, caption in (("image", "Image"), ("truth", "Ground truth")):
-            if path := next((panel.files[kind] for _, panel in present if kind in panel.files), None):
-                row.append(Request(path, kind == "truth"))
-                said.append((kind, caption, ""))
+            if panel := next((panel for _, panel in present if kind in panel.files), None):
+                tiles.append((kind, caption, "", request(panel, kind)))
         seen: set[bytes] = set()
         for run_name, panel in present:
             if (path := panel.files.get("control")) and (content := _bytes(path)) not in seen:
-                note = run_name if seen else ""
+                note = " · ".join(_named(run_name if seen else "", panel.control_miou))
                 seen.add(content)
-                row.append(Request(path, True))
-                said.append((f"control {run_name}", "Source-only", " · ".join(_named(note, panel.control_miou))))
+                tiles.append((f"control {run_name}", "Source-only", note, request(panel, "control")))
         for run_name, panel in present:
-            if path := panel.files.get("adapted"):
-                row.append(Request(path, True))
-                said.append((f"adapted {run_name}", run_name, " · ".join(_named("", panel.adapted_miou))))
-        rows.append(row)
-        captions.append(said)
-    return _views(common, captions, embed(rows, problems))
+            if "adapted" in panel.files:
+                note = " · ".join(_named("", panel.adapted_miou))
+                tiles.append((f"adapted {run_name}", run_name, note, request(panel, "adapted")))
+        drafts.append(Draft(name, "", tiles))
+    return show([drafts], problems)[0]
 
 
 def _named(name: str, miou: float | None) -> list[str]:
@@ -256,17 +252,3 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-def _views(
-    names: Sequence[str],
-    captions: Sequence[Sequence[tuple[str, str, str]]],
-    pictures: Sequence[Sequence[Picture | None]],
-) -> list[PanelView]:
-    views = []
-    for name, said, row in zip(names, captions, pictures, strict=False):
-        pairs = zip(said, row, strict=True)
-        tiles = tuple(Tile(*words, picture) for words, picture in pairs if picture is not None)
-        if tiles:
-            views.append(PanelView(name, "", tiles))
-    return views

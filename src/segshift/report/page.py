@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from markupsafe import Markup
 
 from segshift.artefacts.store import write_text
 from segshift.report import values
+from segshift.report.chain import chain_chart, chain_rows, further_models
 from segshift.report.charts import Chart, miou_chart, stage_charts
-from segshift.report.pictures import Picture, Request, embed
-from segshift.report.reading import KINDS, Model, Panel, Run, Scores, read_run
+from segshift.report.panels import drafts, show
+from segshift.report.reading import KINDS, Model, Run, Scores, read_run
+from segshift.report.rounds import label_drafts, rounds
 from segshift.report.verdict import judge
 
 
@@ -33,26 +34,6 @@ class ClassRow:
     adapted: float | None
     gain: float | None
     absent: bool
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A picture of a panel with its caption."""
-
-    kind: str
-    caption: str
-    note: str
-    picture: Picture
-
-
-@dataclass(frozen=True)
-class PanelView:
-    """A panel as shown: its name, its pictures and what adaptation changed on this image."""
-
-    name: str
-    caption: str
-    tiles: tuple[Tile, ...]
-    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +58,8 @@ def build_report(run: Path) -> Path:
     """
     content = read_run(run)
     problems = list(content.problems)
-    panels = _panels(content, problems)
+    panels, *label_panels = show([drafts(content), *map(label_drafts, content.labels)], problems)
+    stages = chain_rows(content)
     rows = class_rows(content.scores) if content.scores else []
     summary = summary_rows(content.scores) if content.scores else []
     page = render(
@@ -87,13 +69,18 @@ def build_report(run: Path) -> Path:
         scores=content.scores,
         rows=rows,
         summary=summary,
-        span=span([row.gain for row in rows] + [row[-1] for row in summary]),
+        span=values.span([row.gain for row in rows] + [row[-1] for row in summary]),
         extremes=_extremes(content.scores),
         adapted_label=KINDS["adapted"] if content.adapts else KINDS["control"],
         compared=bool(content.scores and content.scores.control and content.scores.adapted),
         facts=facts(content),
         command=command(content),
         seconds=sum(stage.seconds or 0.0 for stage in content.stages),
+        stages=stages,
+        stage_span=values.span([row.gain for row in stages]),
+        trail=chain_chart(stages),
+        others=further_models(content),
+        rounds=rounds(content, label_panels),
         panels=panels,
         legend=legend(content),
         miou=miou_chart(content.stages),
@@ -140,7 +127,7 @@ def class_rows(scores: Scores) -> list[ClassRow]:
     return [
         ClassRow(
             name=name,
-            colour=colour(scores.palette[index]),
+            colour=values.colour(scores.palette[index]),
             share=shares[index],
             control=before[index],
             adapted=after[index],
@@ -175,20 +162,9 @@ def summary_rows(scores: Scores) -> list[tuple[str, str, float | None, float | N
     return rows
 
 
-def span(gains: Sequence[float | None]) -> tuple[float, float]:
-    """The range that bars of these gains share; it holds 0."""
-    known = [gain for gain in gains if gain is not None]
-    return min([*known, 0.0]), max([*known, 0.0])
-
-
-def colour(rgb: Sequence[int]) -> str:
-    """A CSS colour."""
-    return "#{:02x}{:02x}{:02x}".format(*rgb)
-
-
 def legend(*runs: Run) -> list[tuple[str, str]]:
     """(class, its colour) of all runs, and black where panels show a ground truth: its ignored pixels."""
-    entries = {name: colour(rgb) for run in reversed(runs) for name, rgb in reversed(run.legend)}
+    entries = {name: values.colour(rgb) for run in reversed(runs) for name, rgb in reversed(run.legend)}
     ignored = [("ignored", "#000000")] if any("truth" in panel.files for run in runs for panel in run.panels) else []
     return [*reversed(entries.items()), *ignored] if entries else []
 
@@ -240,32 +216,3 @@ def _domain(run: Run, role: str) -> str:
         count = measured.images if measured else None
     counted = "" if count is None else f"{count} image{'s' * (count != 1)}"
     return " · ".join(part for part in (root, counted) if part)
-
-
-def _note(kind: str, panel: Panel, scores: Scores | None) -> str:
-    if kind in ("control", "adapted"):
-        of_control = kind == "control"
-        model = (scores.control if of_control else scores.adapted) if scores else None
-        miou = panel.control_miou if of_control else panel.adapted_miou
-        reached = f"{values.points(miou)} mIoU" if miou is not None else ""
-        return " · ".join(part for part in (model.name if model else "", reached) if part)
-    return "bright is uncertain" if kind == "entropy" else ""
-
-
-def requests(panel: Panel, kinds: Sequence[str]) -> list[Request]:
-    """What to embed of a panel; predictions and truth keep their exact colours."""
-    return [Request(panel.files[kind], kind not in ("image", "entropy")) for kind in kinds]
-
-
-def _panels(run: Run, problems: list[str]) -> list[PanelView]:
-    kinds = [[kind for kind in KINDS if kind in panel.files] for panel in run.panels]
-    rows = [requests(panel, kind) for panel, kind in zip(run.panels, kinds, strict=True)]
-    views = []
-    for panel, kind, pictures in zip(run.panels, kinds, embed(rows, problems), strict=False):
-        note = partial(_note, panel=panel, scores=run.scores)
-        words = KINDS if run.adapts else {**KINDS, "adapted": KINDS["control"]}
-        tiles = tuple(Tile(k, words[k], note(k), p) for k, p in zip(kind, pictures, strict=True) if p is not None)
-        if tiles:
-            gain = values.difference(panel.adapted_miou, panel.control_miou)
-            views.append(PanelView(panel.name, panel.caption, tiles, gain))
-    return views

@@ -21,10 +21,17 @@ WIDTHS = (1024, 800, 640, 480, 360, 240)
 
 @dataclass(frozen=True)
 class Request:
-    """A picture to embed; `flat` says that its colours mean classes, which must neither blur nor shift."""
+    """A picture to embed.
+
+    Attributes:
+        path: of the file.
+        flat: its colours mean classes, which must neither blur nor shift.
+        folder: where the file lies, for messages.
+    """
 
     path: Path
     flat: bool
+    folder: str = "panels"
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def _encode_rows(
             try:
                 image = _read(request.path)
             except (OSError, SyntaxError, ValueError, struct.error, Warning, Image.DecompressionBombError):
-                notes.append(f"panels/{request.path.name} is damaged or no picture")
+                notes.append(f"{request.folder}/{request.path.name} is damaged or no picture")
                 pictures.append(None)
                 continue
             data, kind, size = _encode(image, request.flat, width)

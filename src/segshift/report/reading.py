@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -11,11 +9,11 @@ from typing import Any, Literal
 
 import yaml
 
-from segshift.artefacts.store import read_json
 from segshift.errors import UserError
+from segshift.report.files import Colour, inside, load, palette, stage_folders
+from segshift.report.labels import Labels, read_labels
+from segshift.report.stages import LABELS, Stage, read_stage
 from segshift.report.values import fraction, mapping, number, sequence, text, whole
-
-Point = tuple[int, float]
 
 KINDS: Mapping[str, str] = {
     "image": "Image",
@@ -53,7 +51,7 @@ class Scores:
 
     domain: str
     classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    palette: tuple[Colour, ...]
     control: Model | None
     adapted: Model | None
     others: tuple[Model, ...]
@@ -68,23 +66,6 @@ class Scores:
         before = self.control.miou if self.control else None
         after = self.adapted.miou if self.adapted else None
         return None if before is None or after is None else after - before
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One NN-STAGE folder: what it was for and what its log says."""
-
-    folder: str
-    name: str
-    kind: str
-    method: str
-    purpose: str
-    steps: int | None
-    seconds: float | None
-    last_step: int | None
-    finished: bool
-    losses: Mapping[str, tuple[Point, ...]]
-    miou: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -109,8 +90,9 @@ class Run:
     environment: Mapping[str, Any]
     scores: Scores | None
     stages: tuple[Stage, ...]
+    labels: tuple[Labels, ...]
     panels: tuple[Panel, ...]
-    legend: tuple[tuple[str, tuple[int, int, int]], ...]
+    legend: tuple[tuple[str, Colour], ...]
     problems: tuple[str, ...]
 
     @property
@@ -147,10 +129,13 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path} is a file", "the folder of a run", "give the folder that adapt wrote with --out")
     problems: list[str] = []
     settings_text, settings = _settings(path / "run.yaml", problems)
-    environment = mapping(_json(path, "env.json", problems))
-    metrics = _json(path, "metrics.json", problems) if (path / "metrics.json").exists() else None
+    environment = mapping(load(path, "env.json", problems))
+    metrics = load(path, "metrics.json", problems) if (path / "metrics.json").exists() else None
     scores = None if metrics is None else _scores(metrics, problems)
-    stages = tuple(_stage(folder, problems) for folder in _stage_folders(path))
+    planned = {text(entry.get("name")): entry for entry in map(mapping, sequence(settings.get("stages")))}
+    stages = tuple(read_stage(folder, planned, problems) for folder in stage_folders(path))
+    legend = _legend(path, scores, problems)
+    labels = tuple(read_labels(path, stage, legend, problems) for stage in stages if stage.kind == LABELS)
     panels = _panels(path, scores, problems) if (path / "panels").is_dir() else ()
     if not settings_text and not stages and scores is None and not panels:
         raise UserError(
@@ -166,23 +151,11 @@ def read_run(path: Path) -> Run:
         environment=environment,
         scores=scores,
         stages=stages,
+        labels=labels,
         panels=panels,
-        legend=_legend(path, scores, problems),
+        legend=legend,
         problems=tuple(problems),
     )
-
-
-def _json(run: Path, name: str, problems: list[str]) -> Any:
-    path = run / name
-    if not path.exists():
-        problems.append(f"{name} is missing")
-        return None
-    try:
-        return read_json(path)
-    except (UserError, RecursionError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        problems.append(f"{name} cannot be read ({reason})")
-        return None
 
 
 def _settings(path: Path, problems: list[str]) -> tuple[str, Mapping[str, Any]]:
@@ -199,15 +172,6 @@ def _settings(path: Path, problems: list[str]) -> tuple[str, Mapping[str, Any]]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problems.append(f"run.yaml is not valid YAML ({str(error).splitlines()[0]})")
         return content, {}
-
-
-def _palette(value: object, classes: int) -> tuple[tuple[int, int, int], ...]:
-    colours: list[tuple[int, int, int]] = []
-    for entry in sequence(value)[:classes]:
-        levels = [whole(level) for level in sequence(entry)]
-        valid = [level for level in levels if level is not None and level <= 255]
-        colours.append((valid[0], valid[1], valid[2]) if len(valid) == 3 == len(levels) else (128, 128, 128))
-    return tuple(colours + [(128, 128, 128)] * (classes - len(colours)))
 
 
 def _short(name: str) -> str:
@@ -254,7 +218,7 @@ def _scores(value: object, problems: list[str]) -> Scores | None:
     return Scores(
         domain=_short(text(data.get("domain"), "the labelled part")),
         classes=classes,
-        palette=_palette(data.get("palette"), len(classes)),
+        palette=palette(data.get("palette"), len(classes)),
         control=control,
         adapted=adapted if adapted is not control else None,
         others=tuple(model for model in models.values() if model is not control and model is not adapted),
@@ -272,107 +236,29 @@ def _interval(value: object) -> tuple[float, float] | None:
     return bounds[0], bounds[1]
 
 
-def _legend(run: Path, scores: Scores | None, problems: list[str]) -> tuple[tuple[str, tuple[int, int, int]], ...]:
+def _legend(run: Path, scores: Scores | None, problems: list[str]) -> tuple[tuple[str, Colour], ...]:
     """Classes and their colours; a run without a labelled part has them beside its models."""
     if scores is not None:
         return tuple(zip(scores.classes, scores.palette, strict=True))
-    for folder in reversed(_stage_folders(run)):
+    for folder in reversed(stage_folders(run)):
         if (folder / "model" / "config.json").exists():
-            described = mapping(_json(run, f"{folder.name}/model/config.json", problems)).get("classes")
+            described = mapping(load(run, f"{folder.name}/model/config.json", problems)).get("classes")
             names = tuple(text(name, "?") for name in sequence(mapping(described).get("names")))
-            return tuple(zip(names, _palette(mapping(described).get("palette"), len(names)), strict=True))
+            return tuple(zip(names, palette(mapping(described).get("palette"), len(names)), strict=True))
     return ()
 
 
-def _stage_folders(run: Path) -> list[Path]:
-    # Stages that were set aside carry a dot in their name and are no part of the run any more.
-    return sorted(path for path in run.iterdir() if path.is_dir() and re.fullmatch(r"\d{2,}-[^.]+", path.name))
-
-
-def _stage(folder: Path, problems: list[str]) -> Stage:
-    described = (folder / "stage.json").exists()
-    data = mapping(_json(folder.parent, f"{folder.name}/stage.json", problems)) if described else {}
-    if not described:
-        problems.append(f"{folder.name} has no stage.json: it did not finish")
-    losses, miou, last_step = _log(folder, problems)
-    kind = text(data.get("kind"))
-    finished = bool(data) and data.get("done") is not False and (kind != "train" or (folder / "model").is_dir())
-    if described and data and not finished:
-        problems.append(f"{folder.name} did not finish")
-    return Stage(
-        folder=folder.name,
-        name=text(data.get("name"), folder.name.split("-", 1)[-1]),
-        kind=kind,
-        method=text(data.get("method")),
-        purpose=text(data.get("purpose")),
-        steps=whole(data.get("steps")),
-        seconds=number(data.get("seconds")),
-        last_step=last_step,
-        finished=finished,
-        losses=losses,
-        miou=miou,
-    )
-
-
-def _log(folder: Path, problems: list[str]) -> tuple[dict[str, tuple[Point, ...]], tuple[Point, ...], int | None]:
-    path = folder / "log.jsonl"
-    losses: dict[str, dict[int, float]] = {}
-    miou: dict[int, float] = {}
-    damaged, wrong, last_step = 0, 0, None
-    try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    entry = mapping(json.loads(line))
-                except (ValueError, RecursionError):
-                    damaged += 1
-                    continue
-                step = whole(entry.get("step"))
-                if step is None:
-                    continue
-                last_step = max(step, last_step or 0)
-                for name, value in mapping(entry.get("loss")).items():
-                    if (level := number(value)) is not None:
-                        losses.setdefault(name, {})[step] = level
-                    else:
-                        wrong += 1
-                value = mapping(entry.get("val")).get("miou")
-                if (share := fraction(value)) is not None:
-                    miou[step] = share
-                elif value is not None:
-                    wrong += 1
-    except FileNotFoundError:
-        return {}, (), None
-    except OSError as error:
-        problems.append(f"{folder.name}/log.jsonl cannot be read ({error.strerror or error})")
-    if damaged:
-        problems.append(f"{folder.name}/log.jsonl: {damaged} damaged line{'s' * (damaged > 1)} left out")
-    if wrong:
-        problems.append(
-            f"{folder.name}/log.jsonl: {wrong} value{'s' * (wrong > 1)} (not finite, or no fraction) left out"
-        )
-    return {name: tuple(sorted(line.items())) for name, line in losses.items()}, tuple(sorted(miou.items())), last_step
-
-
 def _panels(run: Path, scores: Scores | None, problems: list[str]) -> tuple[Panel, ...]:
-    home = (run / "panels").resolve()
+    home = run / "panels"
     panels: list[Panel] = []
-    for position, item in enumerate(sequence(_json(run, "panels/index.json", problems))):
+    for position, item in enumerate(sequence(load(run, "panels/index.json", problems))):
         entry = mapping(item)
         files: dict[str, Path] = {}
         for kind in KINDS:
             if not (name := text(entry.get(kind))):
                 continue
-            # The folder may come from somebody else: nothing outside it goes into a page that is passed on.
-            try:
-                path = (home / name).resolve()
-                inside = path.is_relative_to(home) and path.is_file()
-            except (OSError, ValueError):
-                inside = False
-            if inside:
+            if path := inside(home, name, f"panels/{name}", problems):
                 files[kind] = path
-            else:
-                problems.append(f"panels/{name} is missing")
         if not files:
             continue
         miou = mapping(entry.get("miou"))

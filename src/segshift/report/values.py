@@ -103,3 +103,22 @@ def spelled(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(spelled(item) for item in value)
     return ABSENT if value is None else str(value)
+
+
+def colour(rgb: Sequence[int]) -> str:
+    """A CSS colour."""
+    return "#{:02x}{:02x}{:02x}".format(*rgb)
+
+
+def below_one(value: float | None) -> str:
+    """A probability with three digits, or with as many more as keep it apart from 1: 0.99996 → 0.99996."""
+    if value is None:
+        return ABSENT
+    digits = next((digits for digits in (3, 4, 5) if value >= 1 or round(value, digits) < 1), 6)
+    return f"{value:.{digits}f}"
+
+
+def span(gains: Sequence[float | None]) -> tuple[float, float]:
+    """The range that bars of these gains share; it holds 0."""
+    known = [gain for gain in gains if gain is not None]
+    return min([*known, 0.0]), max([*known, 0.0])
