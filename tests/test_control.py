@@ -112,7 +112,7 @@ def test_no_control_leaves_its_stage_out(tmp_path: Path) -> None:
     assert folders(pair.run) == ["01-source_only", "02-advent"]
     metrics = read_json(pair.run / "metrics.json")
     assert metrics["control"] is None
-    assert set(metrics["models"]) == {"advent"}
+    assert set(metrics["models"]) == {"source_only", "advent"}, "the stages on the way are measured too"
     assert "no control to compare with" in done.out
     assert "No source-only control: no verdict" in (pair.run / "report.html").read_text()
     assert not list((pair.run / "panels").glob("*-control.png"))
@@ -124,7 +124,7 @@ def test_leaving_the_control_out_and_asking_for_it_again_trains_nothing(trained:
     assert did(without) == {"source_only": "skipped", "advent": "reused"}
     assert folders(run) == ["01-source_only", "02-advent"]
     assert (run / "02-source_control.1.aside").is_dir()
-    assert set(read_json(run / "metrics.json")["models"]) == {"advent"}
+    assert set(read_json(run / "metrics.json")["models"]) == {"source_only", "advent"}
     again = segshift(*trained.adapt(val=True), "--out", run)
     assert did(again) == {"source_only": "skipped", "source_control": "reused", "advent": "reused"}
     assert folders(run) == STAGES

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -25,6 +25,7 @@ from segshift.data import layouts
 from segshift.data.classes import read_classes
 from segshift.data.domains import DomainSettings
 from segshift.engine.inference import Options
+from segshift.engine.labelling import LabelSettings
 from segshift.methods import METHODS
 from segshift.nets import NETS, weights
 from segshift.setup import stage_settings
@@ -150,7 +151,8 @@ def assignments(page: Path) -> list[str]:
 def test_set_reaches_a_setting(page: Path) -> None:
     for pair in assignments(page):
         first = pair.split(".")[0]
-        method = first if first in METHODS else "advent"
+        named = {"labels": "tpld"}.get(bare := re.sub(r"_\d+$", "", first), bare)  # cbst_1, labels_2 …
+        method = named if named in METHODS else "advent"
         settings = api.compose(method=method, source="a", target="b", val="c", classes="d", set=[pair])
         for stage in settings.stages:
             stage_settings(stage)
@@ -269,6 +271,18 @@ def test_every_setting_of_a_run_is_in_its_page() -> None:
             default = RunSettings.model_fields[name].get_default(call_default_factory=True)
             if isinstance(default, (int, float, bool)) or default == "auto" or (default is None and cells[1]):
                 assert cells[1] == "none" or same(cells[1], default), name
+
+
+def test_every_setting_of_a_labels_stage_is_in_its_page() -> None:
+    table = [cells for cells in rows(section(DOCS / "self_training.md", "How pixels are chosen")) if len(cells) == 3]
+    fields = LabelSettings.model_fields
+    settings = {words(cells[0])[0]: cells for cells in table if words(cells[0]) and words(cells[0])[0] in fields}
+    assert set(settings) == set(fields)
+    for name, cells in settings.items():
+        if cells[1]:
+            assert same(cells[1], fields[name].default), name
+    rules = set(get_args(fields["rule"].annotation))
+    assert {words(cells[0])[0] for cells in table if words(cells[0])} == rules | {"rule"} | set(fields)
 
 
 def test_every_key_of_a_stage_is_in_its_page() -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from segshift.artefacts.store import read_json, write_json
-from segshift.data.domains import Domain
 from segshift.engine import checkpoint
 from segshift.engine.inference import as_input, evaluating
 from segshift.engine.label_panels import write_label_panels
@@ -30,18 +29,18 @@ PANELS = 6
 def tell_of_labels(run: Run) -> None:
     """Write quality.json and panels/ into the folder of every labels stage; what cannot be read is told of."""
     for name in run.labels:
-        truth = run.domains.truth or run.domains.val
-        try:
-            if truth is not None:
-                _write_quality(run, name, truth)
-            _write_panels(run, name)
-        except UserError as error:
-            run.say(f"{name}: not everything about these pseudo-labels can be shown: {error}")
+        for tell in (_write_quality, _write_panels):
+            try:
+                tell(run, name)
+            except UserError as error:
+                run.say(f"{name}: not everything about these pseudo-labels can be shown: {error}")
 
 
-def _write_quality(run: Run, name: str, truth: Domain) -> None:
+def _write_quality(run: Run, name: str) -> None:
     """Measured again only when the labels, or the images to measure on, changed."""
-    folder = run.folder(name)
+    folder, truth = run.folder(name), run.domains.truth or run.domains.val
+    if truth is None:
+        return
     wanted = fingerprint({"truth": digest(truth)}, str(read_json(folder / "stage.json")["fingerprint"]))
     path = folder / "quality.json"
     with contextlib.suppress(UserError, LookupError, TypeError):

@@ -18,7 +18,7 @@ from segshift.data.order import seed_of
 from segshift.data.statistics import class_frequency
 from segshift.data.views import ViewSettings
 from segshift.engine.evaluate import evaluate
-from segshift.engine.labelling import Labeller, make_pseudo_labels
+from segshift.engine.labelling import PRIOR, Labeller, clear_damaged, make_pseudo_labels
 from segshift.engine.metrics import Metrics
 from segshift.engine.model import build_net, load_model, save_model
 from segshift.engine.pipeline import Stage, run_stages
@@ -235,7 +235,7 @@ class Run:
         assert init is not None
         prior = None
         if settings.spatial_prior is not None:
-            path = folder / "spatial_prior.npz"
+            path = folder / PRIOR
             if not path.exists():
                 self.say("counting where the classes of the source's labels are")
                 write_prior(path, self.domains.source, self.size, settings.spatial_prior)
@@ -244,6 +244,7 @@ class Run:
         return Labeller(net, self.size, settings, self.device, self.settings.precision, prior)
 
     def _label(self, stage: StageSettings, folder: Path) -> None:
+        clear_damaged(folder)  # before its spatial prior is read
         make_pseudo_labels(self.labeller(stage.name), self.domains.target, folder, workers=self.settings.workers)
 
     def build(self, stage: StageSettings) -> Method:

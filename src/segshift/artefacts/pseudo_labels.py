@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from segshift.artefacts.store import atomic_path, make_folder, read_json
+from segshift.artefacts.store import BAD_ARRAYS, atomic_path, make_folder, read_json
 from segshift.errors import UserError, gist
 from segshift.types import IGNORE, ClassSet
 
@@ -143,7 +143,7 @@ def read_soft(path: Path) -> Float32[np.ndarray, "h w K"]:
     try:
         with np.load(path) as file:
             soft = file["soft"].astype(np.float32)
-    except (OSError, ValueError, LookupError, EOFError) as error:
+    except BAD_ARRAYS as error:
         raise _damaged(path, error) from error
     distributions: Float32[np.ndarray, "h w K"] = soft / np.maximum(soft.sum(2, keepdims=True), 1)
     return distributions

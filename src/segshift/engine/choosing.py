@@ -32,9 +32,11 @@ def confident_labels(probabilities: Float[Tensor, "K h w"], thresholds: Float[Te
 def soft_labels(
     probabilities: Float[Tensor, "K h w"], thresholds: Float[Tensor, " K"], alpha: float
 ) -> Float[Tensor, "K h w"]:
-    """LRENT: y_k proportional to (p_k / t_k)^(1/alpha) where sum_k (p_k / t_k)^(1/alpha) > 1, zeros elsewhere.
+    """LRENT: y_k proportional to (p_k / t_k)^(1/alpha) where sum_k (p_k / t_k)^(1/alpha) >= 1, zeros elsewhere.
 
-    Source: Zou et al. (CRST), ICCV 2019, section 4.2; the criterion is the closed form of methods.md section 6.
+    Source: Zou et al. (CRST), ICCV 2019, section 4.2; the criterion is the closed form of methods.md section 6, there
+    with >. The case of equality counts here: p = t = 1 in float32 is what a class has of which many pixels are sure,
+    and as in CBST they are chosen.
 
     Args:
         alpha: weight of the label entropy, above 0; towards 0 labels become hard.
@@ -44,9 +46,9 @@ def soft_labels(
     """
     if alpha <= 0:
         raise ValueError(f"alpha must be above 0, got {alpha}")
-    # In logarithms: (p / t) ** (1 / alpha) leaves the range of float32 at small alpha.
-    log_weight = (probabilities.clamp(min=1e-30) / thresholds[:, None, None]).log() / alpha
-    chosen = log_weight.logsumexp(dim=0) > 0
+    # In logarithms: (p / t) ** (1 / alpha) leaves the range of float32 at small alpha, and these do below 1e-30.
+    log_weight = (probabilities.clamp(min=1e-30) / thresholds[:, None, None]).log() / max(alpha, 1e-30)
+    chosen = log_weight.logsumexp(dim=0) >= 0
     return log_weight.softmax(dim=0) * chosen
 
 

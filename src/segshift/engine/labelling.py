@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from segshift.artefacts.pseudo_labels import write_ids, write_palette, write_soft
@@ -57,6 +57,12 @@ class SplitSettings(Settings):
 
     mode: Literal["top_fraction", "threshold"] = "top_fraction"
     value: float = Field(0.3, ge=0, description="share of the images that is easy, or the lowest score of an easy one")
+
+    @model_validator(mode="after")
+    def _share(self) -> SplitSettings:
+        if self.mode == "top_fraction" and self.value > 1:
+            raise ValueError(f"value: a share of the images is at most 1 (found {self.value}); or set mode: threshold")
+        return self
 
 
 class LabelSettings(Settings):
@@ -252,6 +258,8 @@ def _bytes(ids: Int64[Tensor, "h w"]) -> UInt8[np.ndarray, "h w"]:
 
 
 PARTS = ("labels", "passes", "full", "soft")
+STATES = ("thresholds.state.npz", "labels.state.npz")
+PRIOR = "spatial_prior.npz"
 
 
 def make_pseudo_labels(labeller: Labeller, domain: Domain, folder: Path, *, workers: int = 1) -> None:
@@ -262,39 +270,49 @@ def make_pseudo_labels(labeller: Labeller, domain: Domain, folder: Path, *, work
     Raises:
         UserError, Interrupted: see `produce`.
     """
-    states = [folder / f"{name}.state.npz" for name in ("thresholds", "labels")]
-    if (folder / SEAL).exists() and damaged(folder):
-        clear(folder)
+    clear_damaged(folder)
     if not (folder / SEAL).exists():
-        _make(labeller, domain, folder, states, workers)
-    for state in states:
-        state.unlink(missing_ok=True)
+        _make(labeller, domain, folder, workers)
+    for state in STATES:
+        (folder / state).unlink(missing_ok=True)
 
 
-def clear(folder: Path) -> None:
-    """Remove an artefact, its seal first."""
-    for name in (SEAL, "thresholds.json", "statistics.json", "quality.json"):
-        (folder / name).unlink(missing_ok=True)
+def clear_damaged(folder: Path) -> None:
+    """Remove an artefact that was finished and is damaged now, the spatial prior too: its seal last, so that a kill
+    half-way leaves something that is still known to be damaged."""
+    if not (folder / SEAL).exists() or not damaged(folder):
+        return
     for part in PARTS:
         shutil.rmtree(folder / part, ignore_errors=True)
+    for name in (*STATES, "thresholds.json", "statistics.json", "quality.json", PRIOR, SEAL):
+        (folder / name).unlink(missing_ok=True)
 
 
-def _make(labeller: Labeller, domain: Domain, folder: Path, states: list[Path], workers: int) -> None:
+def _make(labeller: Labeller, domain: Domain, folder: Path, workers: int) -> None:
     make_folder(folder)
     settings, path = labeller.settings, folder / "thresholds.json"
     if not path.exists():
-        histogram = count_confidences(labeller, domain, states[0], workers=workers)
+        histogram = count_confidences(labeller, domain, folder / STATES[0], workers=workers)
         chosen_by = settings.model_dump(include={"rule", "portion", "quantile", "cap", "value"})
         names, palette = list(domain.classes.names), [list(colour) for colour in domain.classes.palette]
         write_json(
             path,
             {"classes": names, "palette": palette, **chosen_by, "thresholds": settings.thresholds(histogram).tolist()},
         )
-    thresholds = read_thresholds(folder)
-    tally = write_labels(labeller, thresholds, domain, folder, states[1], workers=workers)
+    thresholds, written = read_thresholds(folder), _files(settings, domain, folder)
+    tally = write_labels(labeller, thresholds, domain, folder, folder / STATES[1], workers=workers)
+    if not all(file.is_file() for file in written):  # what an earlier go had written was removed since
+        (folder / STATES[1]).unlink()
+        tally = write_labels(labeller, thresholds, domain, folder, folder / STATES[1], workers=workers)
     write_json(folder / "statistics.json", statistics(tally, thresholds, settings, domain, labeller.size))
-    files = [path, folder / "statistics.json", *folder.glob("spatial_prior.npz")]
-    seal(folder, "pseudo_labels", [*files, *(file for part in PARTS for file in (folder / part).rglob("*.*"))])
+    seal(folder, "pseudo_labels", [path, folder / "statistics.json", *folder.glob(PRIOR), *written])
+
+
+def _files(settings: LabelSettings, domain: Domain, folder: Path) -> list[Path]:
+    """All files that `write_labels` leaves."""
+    made = {"labels": True, "passes": settings.voting, "full": settings.split, "soft": settings.soft_alpha}
+    ends = {part: ".npz" if part == "soft" else ".png" for part in PARTS}
+    return [folder / part / f"{item.name}{ends[part]}" for part in PARTS if made[part] for item in domain.items]
 
 
 def read_thresholds(folder: Path) -> Float[Tensor, " K"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segshift.artefacts.store import atomic_path, make_folder
+from segshift.artefacts.store import BAD_ARRAYS, atomic_path, make_folder
 from segshift.data.domains import Domain
 from segshift.data.statistics import spatial_frequency
 from segshift.errors import UserError
@@ -48,7 +48,7 @@ def read_prior(path: Path) -> Float[Tensor, "K h w"]:
     try:
         with np.load(path) as file:
             return torch.from_numpy(file["prior"].astype(np.float32))
-    except (OSError, ValueError, LookupError, EOFError) as error:
+    except BAD_ARRAYS as error:
         raise UserError(
             f"the spatial prior {path} cannot be read: {error}", remedy="delete it and run again"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from segshift.artefacts.store import atomic_path
+from segshift.artefacts.store import BAD_ARRAYS, atomic_path
 from segshift.data.domains import Domain
 from segshift.data.images import load_resized
 from segshift.engine.ahead import ahead
@@ -71,7 +71,7 @@ def _recall(state: Path, memory: Mapping[str, np.ndarray]) -> int:
     try:
         with np.load(state) as file:
             known = {name: file[name] for name in [*memory, "done"]}
-    except (OSError, ValueError, LookupError, EOFError):
+    except BAD_ARRAYS:
         return 0
     if any(known[name].shape != array.shape or known[name].dtype != array.dtype for name, array in memory.items()):
         return 0
