@@ -184,7 +184,8 @@ def test_little_is_kept_for_the_backward_pass() -> None:
     """At (4, 19, 512, 1024) a tensor of the logits' size is 159 MB."""
     at_most = {"mrent": 2, "soft": 2}  # p beside log p for speed; the labels beside log p
     for name, loss in every_loss(labels_of()).items():
-        logits, kept = logits_of().requires_grad_(), []
+        logits = logits_of().requires_grad_()
+        kept: list[int] = []
 
         def note(tensor: Tensor, kept: list[int] = kept) -> Tensor:
             kept.append(tensor.numel())

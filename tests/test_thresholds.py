@@ -133,6 +133,13 @@ def test_class_quantile_is_that_of_the_releases(quantile: float, cap: float) -> 
     assert found[-1] == OUT_OF_REACH
 
 
+@pytest.mark.parametrize(("quantile", "element"), [(0.24, 2), (0.25, 2), (0.27, 3), (0.35, 4), (0.95, 9), (0.96, 9)])
+def test_quantiles_round_as_numpy_does(quantile: float, element: int) -> None:
+    confidence = torch.linspace(0.05, 0.95, 10)
+    found = class_quantile(histogram(torch.zeros(10, dtype=torch.uint8), confidence, 1), quantile, 1.0)
+    assert found.item() == pytest.approx(confidence[element].item(), abs=TOLERANCE)
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(
@@ -159,7 +166,9 @@ def test_any_pixels_and_any_portion(found: list[tuple[int, float]], portion: flo
 def test_the_threshold_is_the_least_confidence_of_its_bin() -> None:
     """Every float32 around the edges between bins: a threshold selects whole bins, also after rounding to float32."""
     edges = torch.linspace(0, 1, 4097)[1:-1]
-    around = torch.cat([torch.nextafter(edges, torch.tensor(0.0)), edges, torch.nextafter(edges, torch.tensor(2.0))])
+    below, above = (torch.nextafter(edges, torch.tensor(towards)) for towards in (0.0, 2.0))
+    rounded = edges[:1000] + 0.75 * 2**-24  # below 0.25, where 1 - p cannot be as fine as p
+    around = torch.cat([below, edges, above, rounded])
     everything = histogram(torch.zeros_like(around, dtype=torch.uint8), around, 1)
     tail = everything.counts[0].cumsum(0)
     for p in around[::7]:
@@ -193,7 +202,7 @@ def test_parts_added_in_any_order_equal_the_whole() -> None:
     assert torch.equal(merged.counts, whole.counts)
     summed = parts[0] + parts[1] + (parts[2] + parts[3]) + parts[4]
     assert torch.equal(summed.counts, whole.counts)
-    assert parts[1].predicted.sum() == 999, "a sum leaves its parts as they were"
+    assert [part.predicted.sum() for part in parts[:2]] == [1, 999], "a sum leaves its parts as they were"
     one_by_one = ConfidenceHistogram(CLASSES)
     for a, b in itertools.pairwise(bounds):
         one_by_one.add(ids[a:b], confidence[a:b])
@@ -207,6 +216,15 @@ def test_counts_go_on_from_those_of_before() -> None:
     again.add(ids[200:], confidence[200:])
     assert torch.equal(again.counts, histogram(ids, confidence).counts)
     assert first.predicted.sum() == 200
+
+
+def test_counting_in_inference_mode_goes_on_outside() -> None:
+    ids, confidence = pixels(100)
+    with torch.inference_mode():
+        first = histogram(ids[:200], confidence[:200])
+    first.add(ids[200:], confidence[200:])
+    first.merge(first + first)
+    assert torch.equal(first.counts, 3 * histogram(ids, confidence).counts)
 
 
 def test_more_pixels_than_one_chunk() -> None:

@@ -14,7 +14,7 @@ from fake_run import write_run
 from segshift.report import build_report, compare_runs
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 LONG = "frame_with_a_very_long_name_without_any_place_to_break_it_0123456789_0123456789_0123456789"
 
@@ -61,6 +61,11 @@ def opened(browser: Browser, path: Path, width: int, said: list[str], scheme: An
     return page
 
 
+def focused(page: Page, tile: Locator) -> None:
+    """The picture last seen gets the focus; the browser tells a dialog's end a moment after it."""
+    page.wait_for_function("(tile) => document.activeElement === tile", arg=tile.element_handle(), timeout=10_000)
+
+
 @pytest.mark.parametrize("name", ["report", "long", "rounds", "compare"])
 @pytest.mark.parametrize("width", [390, 820, 1280])
 def test_nothing_overflows(browser: Browser, pages: dict[str, Path], name: str, width: int) -> None:
@@ -100,7 +105,7 @@ def test_pictures_enlarge_by_keyboard(browser: Browser, pages: dict[str, Path], 
     assert image.get_attribute("src") == second.locator("img").get_attribute("src")
     page.keyboard.press("Escape")
     assert not viewer.is_visible()
-    assert second.evaluate("(tile) => document.activeElement === tile"), "the focus is on the picture last seen"
+    focused(page, second)
     assert said == []
     page.close()
 
@@ -169,8 +174,8 @@ def test_pictures_of_labels_enlarge_and_folded_ones_are_passed_over(browser: Bro
     page.keyboard.press("ArrowUp")
     assert page.locator("#v-caption").inner_text() != "What voting added"
     page.keyboard.press("Escape")
-    focused = "document.activeElement === document.querySelectorAll('#panels .panel')[1].querySelectorAll('.tile')[3]"
-    assert page.evaluate(focused), "from the first picture of the last round up to the run's own last panel"
+    # From the first picture of the last round up to the run's own last panel.
+    focused(page, page.locator("#panels .panel").nth(1).locator(".tile").nth(3))
     assert said == []
     page.close()
 

@@ -150,6 +150,9 @@ def test_pictures_and_their_legend(run: Path) -> None:
     legend = "What voting added: thresholds voting pass 1 voting pass 2 voting pass 3 not labelled"
     assert legend in rich
     assert "What voting added" not in plain
+    assert rich.count("What voting added blue, yellow, red: pass 1, 2, 3") == 4
+    assert "bicyclist not labelled; in the truth: ignored What" in rich
+    assert "bicyclist not labelled seq0" in plain
     colours = re.findall(r'<i style="background:(#\w+)"></i>(?:thresholds|voting pass)', html)
     assert colours == ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in PASS_COLOURS[:4]]
     assert SHOWN_COLOURS == PASS_COLOURS

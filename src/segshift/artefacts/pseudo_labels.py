@@ -9,7 +9,6 @@ probability 1, zeros where nothing was chosen; thresholds.json; statistics.json;
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from segshift.artefacts.store import BAD_ARRAYS, atomic_path, make_folder, read_json
+from segshift.artefacts.arrays import read_arrays, write_arrays
+from segshift.artefacts.store import atomic_path, make_folder, read_json
 from segshift.errors import UserError, gist
 from segshift.types import IGNORE, ClassSet
+
+MADE_ANEW = "run the same command again: damaged pseudo-labels are noticed and made anew"
 
 
 @dataclass(frozen=True)
@@ -121,17 +123,13 @@ def read_ids(path: Path) -> UInt8[np.ndarray, "h w"]:
         with Image.open(path) as picture:
             ids: UInt8[np.ndarray, "h w"] = np.asarray(picture, np.uint8)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's word for a damaged PNG is SyntaxError
-        raise _damaged(path, error) from error
+        raise UserError(f"the pseudo-label {path} cannot be read: {gist(error)}", remedy=MADE_ANEW) from error
     return ids
 
 
 def write_soft(path: Path, soft: Float32[np.ndarray, "h w K"]) -> None:
     """Distributions over classes, rounded to 1/255; equal input gives equal bytes."""
-    file = io.BytesIO()
-    np.savez_compressed(file, soft=np.rint(255 * soft).astype(np.uint8))
-    make_folder(path.parent)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(file.getbuffer())
+    write_arrays(path, {"soft": np.rint(255 * soft).astype(np.uint8)})
 
 
 def read_soft(path: Path) -> Float32[np.ndarray, "h w K"]:
@@ -140,11 +138,7 @@ def read_soft(path: Path) -> Float32[np.ndarray, "h w K"]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    try:
-        with np.load(path) as file:
-            soft = file["soft"].astype(np.float32)
-    except BAD_ARRAYS as error:
-        raise _damaged(path, error) from error
+    soft = read_arrays(path, ["soft"], "pseudo-label", MADE_ANEW)["soft"].astype(np.float32)
     distributions: Float32[np.ndarray, "h w K"] = soft / np.maximum(soft.sum(2, keepdims=True), 1)
     return distributions
 
@@ -158,13 +152,6 @@ def filled(soft: Float32[np.ndarray, "h w K"], hard: UInt8[np.ndarray, "h w"]) -
     rows, columns = np.nonzero(lacking)
     soft[rows, columns, hard[lacking]] = 1
     return soft
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"the pseudo-label {path} cannot be read: {gist(error)}",
-        remedy="run the same command again: damaged pseudo-labels are noticed and made anew",
-    )
 
 
 def stack(labels: list[PseudoLabel]) -> dict[str, Any]:

@@ -9,8 +9,6 @@ import json
 import os
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,9 +122,6 @@ def read_json(path: Path) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}", remedy="delete it and run the stage again") from error
 
-
-BAD_ARRAYS = (OSError, ValueError, LookupError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-"""What `numpy.load` raises on .npz files that are missing or damaged, depending on where the damage is."""
 
 SEAL = "manifest.json"
 """The file of an artefact that is written last and says what the others hold."""

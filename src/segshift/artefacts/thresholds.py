@@ -55,7 +55,7 @@ class ConfidenceHistogram:
         if counts is not None:
             if counts.shape != self.counts.shape:
                 raise ValueError(f"counts must be {tuple(self.counts.shape)}, got {tuple(counts.shape)}")
-            self.counts += counts.cpu()
+            self.counts = self.counts + counts.cpu()
 
     def add(self, ids: Integer[Tensor, "*shape"], confidence: Float32[Tensor, "*shape"]) -> None:
         """Count pixels.
@@ -89,17 +89,20 @@ class ConfidenceHistogram:
             wrong = (ids < 0) | (ids >= num_classes)
             if wrong.any():
                 raise ValueError(f"ids must lie in [0, {num_classes}) or be {IGNORE}, got {ids[wrong][0].item()}")
-        # One temporary that is changed in place, and integers of 32 bits: this is bound by memory.
-        keys = (1 - confidence).clamp_(min=0).view(torch.int32)
+        # One temporary that is changed in place, and integers of 32 bits: this is bound by memory. What is above 1
+        # becomes a negative float, that is a negative integer, and so falls into bin 0.
+        keys = (1 - confidence).view(torch.int32)
         keys.bitwise_right_shift_(_DROPPED).sub_(_FIRST - 1).clamp_(min=0)
         keys.add_(ids, alpha=BINS)
-        self.counts += torch.bincount(keys, minlength=self.counts.numel()).view_as(self.counts).cpu()
+        found = torch.bincount(keys, minlength=self.counts.numel()).view_as(self.counts)
+        # A new tensor: one made in inference mode could not be added to outside.
+        self.counts = self.counts + found.cpu()
 
     def merge(self, other: ConfidenceHistogram) -> None:
         """Add the counts of another histogram (another shard's, say) to this one's."""
         if other.counts.shape != self.counts.shape:
             raise ValueError(f"histograms of {len(self.counts)} and of {len(other.counts)} classes cannot be merged")
-        self.counts += other.counts
+        self.counts = self.counts + other.counts
 
     def __add__(self, other: ConfidenceHistogram) -> ConfidenceHistogram:
         both = ConfidenceHistogram(len(self.counts), self.counts)
@@ -116,7 +119,6 @@ class ConfidenceHistogram:
 def _edges() -> Float64[Tensor, " bins"]:
     """(BINS,) the least float32 confidence that falls into each bin (or would: high bins are finer than float32)."""
     last = ((np.arange(BINS, dtype=np.int32) + _FIRST) << _DROPPED) - 1
-    last[0] = 0
     furthest = last.view(np.float32).astype(np.float64)
     # Where 1 - confidence is exact in float32, its largest value in the bin gives the edge, rounded up to float32.
     exact = 1 - furthest

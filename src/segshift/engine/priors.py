@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segshift.artefacts.store import BAD_ARRAYS, atomic_path, make_folder
+from segshift.artefacts.arrays import read_arrays, write_arrays
 from segshift.data.domains import Domain
 from segshift.data.statistics import spatial_frequency
-from segshift.errors import UserError
 
 
 def smoothed(frequency: Float[Tensor, "K h w"], sigma: float) -> Float[Tensor, "K h w"]:
@@ -32,11 +30,7 @@ def smoothed(frequency: Float[Tensor, "K h w"], sigma: float) -> Float[Tensor, "
 def write_prior(path: Path, source: Domain, size: tuple[int, int], sigma: float) -> None:
     """Count the source's labels at (w, h) and keep the smoothed shares, float16."""
     frequency = torch.from_numpy(spatial_frequency(source, size)).float()
-    file = io.BytesIO()
-    np.savez_compressed(file, prior=smoothed(frequency, sigma).numpy().astype(np.float16))
-    make_folder(path.parent)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(file.getbuffer())
+    write_arrays(path, {"prior": smoothed(frequency, sigma).numpy().astype(np.float16)})
 
 
 def read_prior(path: Path) -> Float[Tensor, "K h w"]:
@@ -45,10 +39,5 @@ def read_prior(path: Path) -> Float[Tensor, "K h w"]:
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        with np.load(path) as file:
-            return torch.from_numpy(file["prior"].astype(np.float32))
-    except BAD_ARRAYS as error:
-        raise UserError(
-            f"the spatial prior {path} cannot be read: {error}", remedy="delete it and run again"
-        ) from error
+    prior = read_arrays(path, ["prior"], "spatial prior", "delete it and run again")["prior"]
+    return torch.from_numpy(prior.astype(np.float32))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from segshift.artefacts.store import BAD_ARRAYS, atomic_path
+from segshift.artefacts.arrays import read_arrays, write_arrays
 from segshift.data.domains import Domain
 from segshift.data.images import load_resized
 from segshift.engine.ahead import ahead
 from segshift.engine.progress import track
 from segshift.engine.trainer import stop_signals
-from segshift.errors import Interrupted
+from segshift.errors import Interrupted, UserError
 
 SAVE_EVERY = 32
 """Images between two savings of what a pass remembers: so much work at most is done twice after a power cut."""
@@ -69,9 +67,8 @@ def produce(
 def _recall(state: Path, memory: Mapping[str, np.ndarray]) -> int:
     """Images done in an earlier go, whose memory is put into place; 0 where there is none or its file is damaged."""
     try:
-        with np.load(state) as file:
-            known = {name: file[name] for name in [*memory, "done"]}
-    except BAD_ARRAYS:
+        known = read_arrays(state, [*memory, "done"])
+    except UserError:
         return 0
     if any(known[name].shape != array.shape or known[name].dtype != array.dtype for name, array in memory.items()):
         return 0
@@ -81,8 +78,4 @@ def _recall(state: Path, memory: Mapping[str, np.ndarray]) -> int:
 
 
 def _remember(state: Path, memory: Mapping[str, np.ndarray], done: int) -> None:
-    file = io.BytesIO()
-    content: dict[str, Any] = {"done": np.array(done), **memory}
-    np.savez(file, **content)
-    with atomic_path(state) as temporary:
-        temporary.write_bytes(file.getbuffer())
+    write_arrays(state, {"done": np.array(done), **memory}, compressed=False)

@@ -15,6 +15,9 @@ from segshift.report.values import below_one, colour, difference, points, signed
 PASS_COLOURS = ((90, 90, 90), (68, 119, 170), (204, 187, 68), (238, 102, 119), (170, 51, 119))
 """Colours of the pictures of what voting added: labelled by the thresholds, by voting pass 1, 2, 3, and any later."""
 
+PASS_WORDS = ("blue", "yellow", "red", "purple")
+"""The colours of the passes as they are called beside a picture."""
+
 RULES: Mapping[str, str] = {
     "class_balanced": "class-balanced: of each class, the most confident{portion} pixels that are predicted as it",
     "global_portion": "one threshold for all classes: the most confident{portion} pixels",
@@ -124,7 +127,7 @@ def _round(run: Run, labels: Labels, panels: list[PanelView]) -> Round:
         right=tuple(row for row in right if any(precision is not None for _, precision in row.cells)),
         split=counts if counts and counts.easy + counts.hard else None,
         panels=panels,
-        classes=[*legend, ("not labelled", "#000000")] if legend else [],
+        classes=[*legend, (f"not labelled{'; in the truth: ignored' * ('truth' in shown)}", "#000000")],
         passes=_pass_legend(labels.passes) if "added" in shown else [],
         notes=tuple(_panel_notes(labels)),
     )
@@ -263,7 +266,7 @@ def label_drafts(labels: Labels) -> list[Draft]:
         said += [f"score {panel.score:.3f}"] if panel.score is not None else []
         said += [f"discriminator {panel.discriminator:.2f}"] if panel.discriminator is not None else []
         tiles = [
-            (kind, _caption(kind, panel), _note(kind, panel), Request(path, kind != "image", folder))
+            (kind, _caption(kind, panel), _note(kind, panel, labels.passes), Request(path, kind != "image", folder))
             for kind, path in panel.files.items()
         ]
         word = "" if panel.easy is None else "easy" if panel.easy else "hard"
@@ -275,8 +278,9 @@ def _caption(kind: str, panel: LabelPanel) -> str:
     return "Labels" if kind == "sparse" and "densified" not in panel.files else LABEL_KINDS[kind]
 
 
-def _note(kind: str, panel: LabelPanel) -> str:
-    final = "densified" if "densified" in panel.files else "sparse"
-    if kind == final and panel.coverage is not None:
-        return f"{points(panel.coverage)} % labelled"
+def _note(kind: str, panel: LabelPanel, passes: int) -> str:
+    if kind == ("densified" if "densified" in panel.files else "sparse") and panel.coverage is not None:
+        return f"{points(panel.coverage)}\u00a0% labelled"
+    if kind == "added" and 0 < passes <= len(PASS_WORDS):
+        return f"{', '.join(PASS_WORDS[:passes])}: pass {', '.join(str(n) for n in range(1, passes + 1))}"
     return "the best class of every pixel" if kind == "full" else ""

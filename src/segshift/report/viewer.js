@@ -25,7 +25,7 @@
     const other = (by) => {
       const kind = panels[row][column].dataset.kind;
       // Panels in folded parts of the page are passed over.
-      do row = (row + by + panels.length) % panels.length; while (!panels[row][0].getClientRects().length);
+      do row = (row + by + panels.length) % panels.length; while (panels[row][0].closest("details:not([open])"));
       const same = panels[row].findIndex((tile) => tile.dataset.kind === kind);
       column = same < 0 ? Math.min(column, panels[row].length - 1) : same;
       show();
