@@ -29,6 +29,8 @@ check: .venv/.installed-dev
 bench: .venv/.installed-dev
 	$(BIN)/python bench/confusion.py
 	$(BIN)/python bench/step.py
+	$(BIN)/python bench/thresholds.py
+	$(BIN)/python bench/window_vote.py
 
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .

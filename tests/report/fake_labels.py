@@ -83,8 +83,8 @@ def labels_stage(run: Path, folder: str, init: str, *, rich: bool, panels: int =
     _, predicted, _, which = parts
     after = [np.where(which <= number, predicted, 255).astype(np.uint8) for number in range(PASSES + 1 if rich else 1)]
     thresholds = [0.99993, 0.62, 0.9312, 0.41, 0.55, 0.7, 0.88, 0.9991, 0.47, 0.83, 1.000001]
-    chosen = {"rule": "class_balanced", "portion": portion, "thresholds": thresholds}
-    write(path / "thresholds.json", {"classes": CLASSES, "palette": PALETTE, **chosen})
+    chosen = {"rule": "class_balanced", "portion": portion, "quantile": 0.5, "cap": 0.9, "value": 0.95}
+    write(path / "thresholds.json", {"classes": CLASSES, "palette": PALETTE, **chosen, "thresholds": thresholds})
     images, cutoff = per_image(after[-1], rich)
     statistics = {
         "images": IMAGES, "pixels": int(predicted.size), "predicted": counted(predicted).tolist(),
@@ -93,7 +93,9 @@ def labels_stage(run: Path, folder: str, init: str, *, rich: bool, panels: int =
     write(path / "statistics.json", statistics)
     if rich:
         rows = quality_rows(parts, after, np.array([entry["easy"] for entry in images]))
-        write(path / "quality.json", {"domain": "data/camvid/train", "images": IMAGES, "rows": rows})
+        write(
+            path / "quality.json", {"domain": "data/camvid/train", "images": IMAGES, "rows": rows, "fingerprint": "5c"}
+        )
     index = [
         {
             "name": entry["name"],
@@ -134,7 +136,8 @@ def quality_rows(parts: list[Any], after: list[Ids], easy: Any) -> list[dict[str
     for number in range(1, PASSES + 1):
         added = (which == number).astype(np.uint8)
         rows.append(quality_row(f"voting pass {number}", truth, after[number], added))
-    return [*rows, quality_row("full labels of easy images", truth[easy], predicted[easy], None)]
+    full = np.where(easy[:, None, None], predicted, 255).astype(np.uint8)
+    return [*rows, quality_row("full labels of easy images", truth, full, None)]
 
 
 def label_pictures(

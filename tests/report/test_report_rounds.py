@@ -80,9 +80,27 @@ def test_how_much_is_labelled(run: Path) -> None:
     only = content(run, f"{PLAIN}/statistics.json")
     assert f"road {predicted:.1f} % {100 * only['labelled'][0][0] / only['predicted'][0]:.1f} 0.9999" in plain
     assert "voting" not in plain.lower()
-    assert "most confident 30 % of the pixels that are predicted as it" in rich
+    assert "most confident 30 % of the pixels predicted as it" in rich
     assert "Made with the network of tpld_1. tpld_2 trains on them." in rich
     assert "Made with the network of source_only. tpld_1 trains on them." in plain
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("global", "one threshold for all classes: the most confident 30 % of all pixels Images"),
+        ("quantile", "above the lowest 50 % of its confidences; no threshold is above 0.9 Images"),
+        ("fixed", "one fixed threshold for all classes, 0.95 Images"),
+        ("argmax", "the best class of every pixel, however unsure the network is Images"),
+        ("some_other", "Rule some other Images"),
+    ],
+)
+def test_rules_in_words(run: Path, rule: str, said: str) -> None:
+    change(run / f"{RICH}/thresholds.json", rule=rule)
+    assert said in rounds(read(run)[0])[1]
+    if rule == "global":
+        change(run / f"{RICH}/thresholds.json", portion=None)
+        assert "Rule global Images" in rounds(read(run)[0])[1]
 
 
 def test_bars_in_the_colours_of_the_classes(run: Path) -> None:

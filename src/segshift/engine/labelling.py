@@ -16,6 +16,7 @@ from torch import Tensor
 from segshift.artefacts.pseudo_labels import write_ids, write_palette, write_soft
 from segshift.artefacts.store import SEAL, damaged, make_folder, read_json, seal, write_json
 from segshift.artefacts.thresholds import (
+    BINS,
     ConfidenceHistogram,
     class_balanced,
     class_quantile,
@@ -43,6 +44,9 @@ class VotingSettings(Settings):
     window: int = Field(57, ge=1, description="side of the window in pixels of the working size, odd")
     alpha: float = Field(0.7, ge=0, le=1, description="weight of a pixel's own probability against the vote")
     passes: int = Field(3, ge=1, le=100, description="newly labelled pixels vote in the next pass")
+    cap: float | None = Field(
+        None, gt=0, le=1, description="largest threshold that a vote must pass; None: the class's own, however high"
+    )
 
     @field_validator("window")
     @classmethod
@@ -179,7 +183,9 @@ class Labeller:
         stages = base[None]
         if settings.voting is not None:
             how = settings.voting
-            stages = torch.cat([stages, window_vote(p, base, t, how.window, how.alpha, how.passes)])
+            # A class whose threshold is 1 for all that float32 can tell would never be densified.
+            needed = t if how.cap is None else torch.where(t <= 1, t.clamp(max=how.cap), t)
+            stages = torch.cat([stages, window_vote(p, base, needed, how.window, how.alpha, how.passes)])
         above = full[confidence >= t[full]]
         return Labels(stages, full, soft, _count(full, len(t)), _count(above, len(t)))
 
@@ -192,15 +198,17 @@ def count_confidences(
     labeller: Labeller, domain: Domain, state: Path, *, workers: int = 1, shard: tuple[int, int] = (0, 1)
 ) -> ConfidenceHistogram:
     """First pass: the confidences of the pixels by predicted class, in constant memory."""
-    histogram = ConfidenceHistogram(labeller.net.num_classes)
+    classes = labeller.net.num_classes
+    counts = np.zeros((classes, BINS), np.int64)
 
     def task(_: int, pixels: np.ndarray) -> None:
         confidence, ids = labeller.probabilities(pixels).max(dim=0)
+        histogram = ConfidenceHistogram(classes)
         histogram.add(ids.cpu(), confidence.cpu())
+        np.add(counts, histogram.counts.numpy(), out=counts)
 
-    memory = {"counts": histogram.counts.numpy()}
-    produce(domain, labeller.size, task, memory, state, title="thresholds", workers=workers, shard=shard)
-    return histogram
+    produce(domain, labeller.size, task, {"counts": counts}, state, title="thresholds", workers=workers, shard=shard)
+    return ConfidenceHistogram(classes, torch.from_numpy(counts))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from segshift.artefacts.store import read_json
@@ -56,3 +56,8 @@ def stage_folders(run: Path) -> list[Path]:
     """The NN-STAGE folders of a run, in order."""
     # Stages that were set aside carry a dot in their name and are no part of the run any more.
     return sorted(path for path in run.iterdir() if path.is_dir() and re.fullmatch(r"\d{2,}-[^.]+", path.name))
+
+
+def short(name: str) -> str:
+    """A domain that is named by its whole path: by its last two folders."""
+    return "/".join(PurePath(name).parts[-2:]) if PurePath(name).is_absolute() else name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segshift.report.files import Colour, inside, load, palette
+from segshift.report.files import Colour, inside, load, palette, short
 from segshift.report.stages import Stage
 from segshift.report.values import fraction, mapping, number, sequence, text, whole
 
@@ -20,6 +20,8 @@ LABEL_KINDS: Mapping[str, str] = {
     "truth": "Ground truth",
 }
 """The pictures of a panel, in the order in which they are shown."""
+
+RULE_NUMBERS = ("portion", "quantile", "cap", "value")
 
 MOST_PIXELS = 10**15
 """No count of pixels is larger; what is must be damaged."""
@@ -75,13 +77,18 @@ class LabelPanel:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a labels stage left behind; empty or None where it is missing."""
+    """What a labels stage left behind; empty or None where it is missing.
+
+    Attributes:
+        chosen_by: numbers beside the rule in thresholds.json: portion, quantile, cap, value.
+        measured_on, measured_images: what quality.json was measured on.
+    """
 
     stage: Stage
     classes: tuple[str, ...]
     palette: tuple[Colour, ...]
     rule: str
-    portion: float | None
+    chosen_by: Mapping[str, float]
     thresholds: tuple[float | None, ...]
     counts: Counts | None
     measured_on: str
@@ -136,10 +143,10 @@ def read_labels(run: Path, stage: Stage, legend: Sequence[tuple[str, Colour]], p
         classes=classes,
         palette=palette(colours, len(classes)),
         rule=text(thresholds.get("rule")),
-        portion=number(thresholds.get("portion")),
+        chosen_by={key: value for key in RULE_NUMBERS if (value := number(thresholds.get(key))) is not None},
         thresholds=tuple(known or [None] * len(classes)),
         counts=_counts(statistics, len(classes), f"{stage.folder}/statistics.json", problems) if statistics else None,
-        measured_on=text(quality.get("domain")),
+        measured_on=short(text(quality.get("domain"))),
         measured_images=whole(quality.get("images")),
         quality=rows,
         panels=tuple(_panels(folder, index, problems)),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from segshift.errors import UserError
-from segshift.report.files import Colour, inside, load, palette, stage_folders
+from segshift.report.files import Colour, inside, load, palette, short, stage_folders
 from segshift.report.labels import Labels, read_labels
 from segshift.report.stages import LABELS, Stage, read_stage
 from segshift.report.values import fraction, mapping, number, sequence, text, whole
@@ -174,11 +174,6 @@ def _settings(path: Path, problems: list[str]) -> tuple[str, Mapping[str, Any]]:
         return content, {}
 
 
-def _short(name: str) -> str:
-    """A domain that is named by its whole path: by its last two folders."""
-    return "/".join(PurePath(name).parts[-2:]) if PurePath(name).is_absolute() else name
-
-
 def _model(name: str, value: object, classes: tuple[str, ...]) -> Model:
     data = mapping(value)
     iou = data.get("iou")
@@ -216,7 +211,7 @@ def _scores(value: object, problems: list[str]) -> Scores | None:
     verdict = mapping(data.get("verdict"))
     helped = verdict.get("helped")
     return Scores(
-        domain=_short(text(data.get("domain"), "the labelled part")),
+        domain=short(text(data.get("domain"), "the labelled part")),
         classes=classes,
         palette=palette(data.get("palette"), len(classes)),
         control=control,

@@ -19,10 +19,12 @@ PASS_WORDS = ("blue", "yellow", "red", "purple")
 """The colours of the passes as they are called beside a picture."""
 
 RULES: Mapping[str, str] = {
-    "class_balanced": "class-balanced: of each class, the most confident{portion} pixels that are predicted as it",
-    "global_portion": "one threshold for all classes: the most confident{portion} pixels",
-    "class_quantile": "a quantile of each class's own confidences{portion}",
-    "fixed": "the same fixed threshold for every class",
+    "class_balanced": "class-balanced: of each class, the most confident {portion:.4g} % of the pixels predicted as it",
+    "global": "one threshold for all classes: the most confident {portion:.4g} % of all pixels",
+    "quantile": "of each class, the pixels above the lowest {quantile:.4g} % of its confidences; no threshold is"
+    " above {cap}",
+    "fixed": "one fixed threshold for all classes, {value}",
+    "argmax": "the best class of every pixel, however unsure the network is",
 }
 
 
@@ -182,14 +184,18 @@ def _headline(labels: Labels, total: CoverageRow | None) -> str:
 def _facts(labels: Labels) -> list[tuple[str, str]]:
     facts = []
     if labels.rule:
-        portion = f"{100 * labels.portion:.4g} %" if labels.portion is not None else ""
-        known = RULES.get(labels.rule)
-        plain = labels.rule.replace("_", " ") + (f", portion {portion}" if portion else "")
-        of = f" ({portion})" if labels.rule == "class_quantile" else f" {portion} of the"
-        facts.append(("Rule", known.format(portion=of if portion else "") if known else plain))
+        facts.append(("Rule", _rule(labels)))
     if labels.counts and (labels.counts.images is not None or labels.counts.shares):
         facts.append(("Images", _images(labels.counts)))
     return facts
+
+
+def _rule(labels: Labels) -> str:
+    numbers = {key: value * (100 if key in ("portion", "quantile") else 1) for key, value in labels.chosen_by.items()}
+    try:
+        return RULES[labels.rule].format(**numbers)
+    except KeyError:  # a rule that is not known here, or one without its number
+        return labels.rule.replace("_", " ")
 
 
 def _images(counts: Counts) -> str:
