@@ -18,6 +18,9 @@ from segshift.types import IGNORE, Batch, Prediction
 CLASSES = 3
 HEIGHT, WIDTH = 36, 40
 SHARES = torch.tensor([0.1, 0.2, 0.7])
+FEATURES = 8
+MOVED = 3
+"""Pixels by which strong views are moved."""
 
 
 class TinyNet(SegmentationNet):
@@ -29,8 +32,8 @@ class TinyNet(SegmentationNet):
             torch.manual_seed(seed)
             self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False)
             self.norm = nn.BatchNorm2d(6)
-            self.body = nn.Conv2d(6, 8, 3, stride=2, padding=1)
-            self.classifier = nn.Conv2d(8, CLASSES, 1)
+            self.body = nn.Conv2d(6, FEATURES, 3, stride=2, padding=1)
+            self.classifier = nn.Conv2d(FEATURES, CLASSES, 1)
             self.aux_classifier = nn.Conv2d(6, CLASSES, 1, stride=2) if aux else None
         self.apply_batch_norm_policy()
 
@@ -59,6 +62,7 @@ def target_batch(step: int, size: int = 2) -> Batch:
     """The same in the dark, without labels, of another shape, and with pseudo-labels that are mostly right.
 
     Every other image, from the first on, is easy: all of its pixels have a pseudo-label. Of the others a fifth do.
+    The views are the upper part of the whole images, and that part mirrored, moved to the right and brightened.
     """
     source = source_batch(step + 500, size)
     assert source.label is not None
@@ -69,6 +73,7 @@ def target_batch(step: int, size: int = 2) -> Batch:
     easy = torch.arange(size) % 2 == 0
     pseudo_label = torch.where((truth == IGNORE) | (wrong < 0.3), guessed, truth)
     pseudo_label[~easy[:, None, None] & (dropped < 0.8)] = IGNORE
+    strong, strong_affine, strong_seen = strengthened(image)
     return Batch(
         image,
         affine=source.affine,
@@ -76,7 +81,25 @@ def target_batch(step: int, size: int = 2) -> Batch:
         pseudo_label=pseudo_label,
         soft_label=softened(pseudo_label),
         easy=easy,
+        full=source.image * 0.4,
+        full_affine=torch.eye(3).expand(size, 3, 3),
+        strong=strong,
+        strong_affine=strong_affine,
+        strong_seen=strong_seen,
+        soft_full=torch.rand(size, CLASSES, HEIGHT // 4, WIDTH // 4, generator=generator).log().mul(-3).softmax(1),
     )
+
+
+def strengthened(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Strong views of (B, 3, H, W) views that start where their files do, with their affines and what they show."""
+    strong = torch.full_like(image, 0.5)
+    strong[..., MOVED:] = (1.5 * image.flip(-1)[..., :-MOVED]).clamp(max=1)
+    affine = torch.tensor([[-1.0, 0, image.shape[-1] - 1 + MOVED], [0, 1, 0], [0, 0, 1]])
+    seen = torch.ones_like(image[:, 0], dtype=torch.bool)
+    seen[..., :MOVED] = False
+    seen[:, 8:16, 12:20] = False
+    strong.masked_fill_(~seen[:, None], 0.5)
+    return strong, affine.expand(len(image), 3, 3), seen
 
 
 def softened(labels: Tensor) -> Tensor:
@@ -114,8 +137,15 @@ def _pairs(start: int, fail_at: int | None) -> Iterator[tuple[Batch, Batch]]:
         step += 1
 
 
+def task(seed: int = 0, shares: Tensor | None = SHARES) -> Task:
+    """All that a method can ask of a task, with random prototypes and a random teacher from `seed`."""
+    generator = torch.Generator().manual_seed(3000 + seed)
+    means = 0.5 * torch.randn(CLASSES, FEATURES, generator=generator)
+    return Task(CLASSES, shares, (means, torch.ones(CLASSES, dtype=torch.bool)), TinyNet(seed=seed + 100))
+
+
 def build(name: str, net: SegmentationNet | None = None, seed: int = 0, **settings: Any) -> Method:
     """A method of METHODS on a tiny network, with random weights from `seed`."""
     entry = METHODS[name]
     torch.manual_seed(seed)
-    return entry.build(entry.settings(**settings), net or TinyNet(seed=seed), Task(CLASSES, SHARES))
+    return entry.build(entry.settings(**settings), net or TinyNet(seed=seed), task(seed))

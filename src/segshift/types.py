@@ -46,6 +46,13 @@ class Batch:
         pseudo_label: (B, H, W) int64 train ids with `IGNORE` that a network gave; of an easy image its full label.
         soft_label: (B, K, H, W) float32, a distribution over the classes at each selected pixel, zeros elsewhere.
         easy: (B,) bool, whether the image is of the easy part of a split.
+        full: (B, 3, Hf, Wf) float32, the whole images at the working size, without any augmentation.
+        full_affine: (B, 3, 3) float32, as `affine`, of `full`.
+        strong: (B, 3, H, W) float32, strong views: random colours and shapes on top of what `image` is a view of.
+        strong_affine: (B, 3, 3) float32, as `affine`, of `strong`.
+        strong_seen: (B, H, W) bool, False where `strong` shows padding or a cutout.
+        soft_full: (B, K, h, w) float32, distributions over the classes that a network gave to the whole image, on its
+            own grid at the working size.
     """
 
     image: Float[Tensor, "B 3 H W"]
@@ -55,6 +62,12 @@ class Batch:
     pseudo_label: Int64[Tensor, "B H W"] | None = None
     soft_label: Float[Tensor, "B K H W"] | None = None
     easy: Bool[Tensor, " B"] | None = None
+    full: Float[Tensor, "B 3 Hf Wf"] | None = None
+    full_affine: Float[Tensor, "B 3 3"] | None = None
+    strong: Float[Tensor, "B 3 H W"] | None = None
+    strong_affine: Float[Tensor, "B 3 3"] | None = None
+    strong_seen: Bool[Tensor, "B H W"] | None = None
+    soft_full: Float[Tensor, "B K h w"] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device (copies overlap with work where the memory is pinned)."""

@@ -104,4 +104,3 @@ def restated_stages(folder: Path, domain: Domain) -> np.ndarray:
 def counts(labels: np.ndarray) -> list[int]:
     """Pixels of each class."""
     return [int((labels == k).sum()) for k in range(len(CLASSES))]
-

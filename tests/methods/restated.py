@@ -33,6 +33,8 @@ class Plain:
     net: SegmentationNet
     discriminators: list[nn.Module]
     lr: float = 2.5e-4
+    head_factor: float = 10
+    weight_decay: float = 5e-4
     power: float = 0.9
     aux_weight: float = 0.1
     losses: dict[str, float] = field(default_factory=dict)
@@ -41,15 +43,15 @@ class Plain:
         heads = [p for head in self.net.head_modules() for p in head.parameters()]
         ids = {id(p) for p in heads}
         body = [p for p in self.net.parameters() if id(p) not in ids and p.requires_grad]
-        self.sgd = torch.optim.SGD(
-            [{"params": body, "lr": self.lr}, {"params": heads, "lr": 10 * self.lr}], momentum=0.9, weight_decay=5e-4
-        )
+        self.rates = (self.lr, self.head_factor * self.lr)
+        groups = [{"params": params, "lr": rate} for params, rate in zip((body, heads), self.rates, strict=True)]
+        self.sgd = torch.optim.SGD(groups, momentum=0.9, weight_decay=self.weight_decay)
         self.adams = [torch.optim.Adam(d.parameters(), lr=1e-4, betas=(0.9, 0.99)) for d in self.discriminators]
 
     def start(self, step: int) -> None:
         """Learning rates of the step, gradients at zero."""
         left = 1 - step / HORIZON
-        for group, base in zip(self.sgd.param_groups, (self.lr, 10 * self.lr), strict=True):
+        for group, base in zip(self.sgd.param_groups, self.rates, strict=True):
             group["lr"] = base * left**self.power
         for adam in self.adams:
             adam.param_groups[0]["lr"] = 1e-4 * left**0.9

@@ -19,11 +19,11 @@ from segshift.engine import checkpoint
 from segshift.engine.trainer import Loop, one_step, train
 from segshift.errors import UserError
 from segshift.methods import METHODS, Method, MethodSettings
-from segshift.methods.base import Task, Tuned
+from segshift.methods.base import Tuned
 from segshift.nets.base import SegmentationNet
 from segshift.run import EMPTY, checked
 from segshift.types import Batch
-from tiny import CLASSES, Stop, TinyNet, pairs, source_batch, stopping, target_batch
+from tiny import Stop, TinyNet, pairs, source_batch, stopping, target_batch, task
 from tiny import build as build_method
 
 SECONDS = 2.0
@@ -39,6 +39,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tpld-phase-2-lrent": ("tpld", {"phase": 2, "regulariser": "lrent"}),
     "tpld-phase-2": ("tpld", {"phase": 2}),
     "tpld-phase-2-whole": ("tpld", {"phase": 2, "regulariser": "mrkld", "hard_label_weight": 1.0}),
+    "proda-offline": ("proda", {"denoise": False, "structure_weight": 0}),
+    "proda-denoising": ("proda", {"structure_weight": 0}),
+    "proda-structure": ("proda", {"denoise": False}),
+    "proda-paper": ("proda", {"prototype_labels": "denoised", "regulariser_weight": 0.1, "divide_by_classes": False}),
+    "proda-train": ("proda", {"teacher_mode": "train", "resolution": 2, "prototype_momentum": 0.9}),
+    "distill-released": ("distill", {"released_kd": True}),
+    "distill-labels": ("distill", {"kd_weight": 0}),
 }
 """What is tested: a method and settings that are not its defaults. Every method is here with its defaults."""
 
@@ -276,8 +283,9 @@ def test_bfloat16(name: str, aux: bool) -> None:
 @every_variant
 def test_step_leaves_gradients_enabled_and_modes_alone(name: str) -> None:
     method = build(name).train()
+    modes = [module.training for module in method.modules()]
     run_step(method)
-    assert all(module.training for module in method.modules() if not isinstance(module, torch.nn.BatchNorm2d))
+    assert modes == [module.training for module in method.modules()]
     assert torch.is_grad_enabled()
     trained = {key for key, p in method.named_parameters() if p.requires_grad}
     assert trained == {key for key, p in build(name).named_parameters() if p.requires_grad}
@@ -291,6 +299,6 @@ def test_unknown_settings_are_refused(name: str) -> None:
 
 def test_task_without_shares_is_enough_by_default() -> None:
     for entry in METHODS.values():
-        method = entry.build(entry.settings(), TinyNet(), Task(CLASSES))
+        method = entry.build(entry.settings(), TinyNet(), task(shares=None))
         assert run_step(method)
         assert not entry.settings().wants_class_shares

@@ -17,6 +17,17 @@ WIDTH, HEIGHT, IMAGES, SHOWN, PASSES = 320, 240, 12, 4, 3
 IOU = {"source_only": 0.90, "source_control": 1.0, "tpld_1": 1.62, "tpld_2": 1.55}
 """What each stage reached, in multiples of SOURCE."""
 
+SETTINGS = """\
+control: source_control
+stages:
+- {name: source_only, method: source_only, steps: 200}
+- {name: source_control, method: source_only, init: source_only, steps: 200}
+- {name: labels_1, produce: pseudo_labels, init: source_only}
+- {name: tpld_1, method: tpld, init: source_only, labels: labels_1, steps: 100}
+- {name: labels_2, produce: pseudo_labels, init: tpld_1}
+- {name: tpld_2, method: tpld, init: tpld_1, labels: labels_2, steps: 100}
+"""
+
 
 def smooth(rng: np.random.Generator, coarse: int) -> Any:
     """Noise in [0, 1] with patches of about `coarse` pixels."""
@@ -178,11 +189,12 @@ def write_rounds_run(run: Path, *, panels: int = 2) -> Path:
             path.rmdir() if path.is_dir() else path.unlink()
         (run / folder).rmdir()
     train_stage(run, "01-source_only", "source_only", 200)
-    train_stage(run, "02-source_control", "source_only", 200, init="source_only")
+    train_stage(run, "02-source_control", "source_only", 200)
     labels_stage(run, "03-labels_1", "source_only", rich=False)
-    train_stage(run, "04-tpld_1", "tpld", 100, init="source_only", labels="labels_1")
+    train_stage(run, "04-tpld_1", "tpld", 100, labels="labels_1")
     labels_stage(run, "05-labels_2", "tpld_1", rich=True)
-    train_stage(run, "06-tpld_2", "tpld", 100, init="tpld_1", labels="labels_2")
+    train_stage(run, "06-tpld_2", "tpld", 100, labels="labels_2")
+    (run / "run.yaml").write_text(SETTINGS, encoding="utf-8")
     scores = metrics() | {"control": "source_control", "adapted": "tpld_2"}
     reached = {name: tuple(None if iou is None else factor * iou for iou in SOURCE) for name, factor in IOU.items()}
     scores["models"] = {name: model(iou) for name, iou in reached.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,26 @@ def read(run: Path) -> tuple[str, Reader]:
 
 def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}), encoding="utf-8")
+
+
+def part(html: str, name: str) -> str:
+    """The page's section of this id, as visible text."""
+    found = re.search(rf'<section id="{name}".*?</section>', html, re.DOTALL)
+    assert found is not None
+    return Reader(found[0]).text
+
+
+def rounds(html: str) -> list[str]:
+    """The parts of the labels stages, as visible text."""
+    found = re.findall(r'<details class="round".*?(?=<details class="round"|</section>)', html, re.DOTALL)
+    return [Reader(each).text for each in found]
+
+
+def content(run: Path, name: str) -> Any:
+    return json.loads((run / name).read_text())
+
+
+def problems_of(html: str) -> str:
+    """The page's list of what is missing or damaged."""
+    found = re.search(r'<section class="notes".*?</section>', html, re.DOTALL)
+    return found[0] if found else ""

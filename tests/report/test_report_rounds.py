@@ -1,4 +1,4 @@
-"""The pseudo-labels of each round and the mIoU of each stage: numbers, words, and that damage costs only its part."""
+"""The pseudo-labels of each round: numbers, words, pictures, and that damage costs only its part."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_labels import IOU, PASS_COLOURS, write_rounds_run
-from fake_run import CLASSES, SOURCE, mean, write_run
-from page_reader import Reader, change, read
+from fake_labels import PASS_COLOURS, write_rounds_run
+from fake_run import CLASSES, write_run
+from page_reader import change, content, problems_of, read, rounds
 from PIL import Image
 
 from segshift.report import build_report, compare_runs
@@ -32,23 +32,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole, tmp_path / "rounds")
-
-
-def part(html: str, name: str) -> str:
-    """The page's section of this id, as visible text."""
-    found = re.search(rf'<section id="{name}".*?</section>', html, re.DOTALL)
-    assert found is not None
-    return Reader(found[0]).text
-
-
-def rounds(html: str) -> list[str]:
-    """The parts of the labels stages, as visible text."""
-    found = re.findall(r'<details class="round".*?(?=<details class="round"|</section>)', html, re.DOTALL)
-    return [Reader(each).text for each in found]
-
-
-def content(run: Path, name: str) -> Any:
-    return json.loads((run / name).read_text())
 
 
 def test_order_of_sections(run: Path) -> None:
@@ -212,63 +195,6 @@ def test_no_pixel_is_labelled(run: Path) -> None:
     assert "12 without any label" in text
 
 
-def test_miou_per_stage(run: Path) -> None:
-    html, _ = read(run)
-    text = part(html, "stages")
-    reached = {name: 100 * factor * mean(SOURCE) for name, factor in IOU.items()}
-    gain = {"tpld_1": reached["tpld_1"] - reached["source_only"], "tpld_2": reached["tpld_2"] - reached["tpld_1"]}
-    second = f"−{abs(gain['tpld_2']):.1f}"
-    for said in (
-        f"1 source_only 200 {reached['source_only']:.1f} –",
-        f"2 source_control control 400 {reached['source_control']:.1f}",
-        f"4 tpld_1 best trains on labels_1 300 {reached['tpld_1']:.1f} {gain['tpld_1']:+.1f} over source_only",
-        f"6 tpld_2 result trains on labels_2 400 {reached['tpld_2']:.1f} {second} over tpld_1",
-        "source_only → tpld_1 → tpld_2",
-        "source_only → source_control",
-    ):
-        assert said in text
-    assert "Also measured" not in Reader(html).text
-
-
-def test_miou_per_stage_knows_the_chain_from_run_yaml(run: Path) -> None:
-    for path in run.glob("*/stage.json"):
-        kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("init", "labels")}
-        path.write_text(json.dumps(kept))
-    assert "over" not in part(read(run)[0], "stages").replace("over the", "")
-    stages = "- {name: source_only}\n- {name: tpld_1, init: source_only, labels: labels_1}\n"
-    (run / "run.yaml").write_text("stages:\n" + stages + "- {name: labels_1, init: source_only}\n- 7\n")
-    html, _ = read(run)
-    assert "over source_only" in part(html, "stages")
-    assert "Made with the network of source_only. tpld_1 trains on them." in rounds(html)[0]
-
-
-def test_stages_that_name_each_other(run: Path) -> None:
-    change(run / "01-source_only/stage.json", init="tpld_2")
-    text = part(read(run)[0], "stages")
-    assert "over tpld_2" not in text
-    assert "over tpld_1" in text
-    shutil.copytree(run / "06-tpld_2", run / "07-tpld_2")
-    change(run / "07-tpld_2/stage.json", init="tpld_2")
-    assert part(read(run)[0], "stages").count("over tpld_1") == 1
-
-
-def test_models_that_are_no_stages_stay_apart(run: Path) -> None:
-    scores = content(run, "metrics.json")
-    scores["models"]["tpld_1+tpld_2"] = {**scores["models"]["tpld_1"], "miou": 0.4567}
-    (run / "metrics.json").write_text(json.dumps(scores))
-    html, page = read(run)
-    assert "Also measured" in page.text
-    assert "tpld_1+tpld_2" not in part(html, "stages")
-    assert "best" in part(html, "stages")
-
-
-def test_control_and_adapted_alone_are_no_chain(run: Path) -> None:
-    scores = content(run, "metrics.json")
-    scores["models"] = {name: scores["models"][name] for name in ("source_control", "tpld_2")}
-    (run / "metrics.json").write_text(json.dumps(scores))
-    assert 'id="stages"' not in read(run)[0]
-
-
 def test_everything_is_escaped(run: Path) -> None:
     nasty = "</script><img src=x onerror=alert(1)> {{ 7*7 }} ü"
     clean = set(read(run)[1].tags)
@@ -323,12 +249,7 @@ def test_damage_costs_only_its_own_part(run: Path, name: str, damage: Callable[[
     silent = (damage is gone and name == "quality.json") or (
         damage is other and name in ("stage.json", "panels/index.json")
     )
-    assert silent or RICH in part_of_problems(html)
-
-
-def part_of_problems(html: str) -> str:
-    found = re.search(r'<section class="notes".*?</section>', html, re.DOTALL)
-    return found[0] if found else ""
+    assert silent or RICH in problems_of(html)
 
 
 @pytest.mark.parametrize(
@@ -344,8 +265,8 @@ def part_of_problems(html: str) -> str:
 def test_files_that_do_not_fit_are_named(run: Path, file: str, values: dict[str, Any], said: str) -> None:
     change(run / RICH / file, **values)
     html, _ = read(run)
-    assert f"{RICH}/{file}" in part_of_problems(html)
-    assert said in part_of_problems(html)
+    assert f"{RICH}/{file}" in problems_of(html)
+    assert said in problems_of(html)
 
 
 def test_wrong_units_are_not_shown(run: Path) -> None:
@@ -367,9 +288,9 @@ def test_damaged_pictures_and_files_outside(run: Path) -> None:
     (run / f"{RICH}/panels/index.json").write_text(json.dumps(entries))
     html, page = read(run)
     assert page.tags.count("img") == before - 1
-    assert f"{RICH}/panels/000-sparse.png is damaged" in part_of_problems(html)
-    assert f"{RICH}/panels/001-added.png is missing" in part_of_problems(html)
-    assert "secret.png is missing" in part_of_problems(html)
+    assert f"{RICH}/panels/000-sparse.png is damaged" in problems_of(html)
+    assert f"{RICH}/panels/001-added.png is missing" in problems_of(html)
+    assert "secret.png is missing" in problems_of(html)
 
 
 def test_an_unfinished_stage_lacks_nothing(run: Path) -> None:
@@ -380,7 +301,7 @@ def test_an_unfinished_stage_lacks_nothing(run: Path) -> None:
     html, _ = read(run)
     assert "labels_2 not finished" in rounds(html)[1]
     assert "Nothing can be shown of these labels" in rounds(html)[1]
-    assert part_of_problems(html).count(RICH) == 1
+    assert problems_of(html).count(RICH) == 1
 
 
 def test_classes_come_from_the_run_where_thresholds_are_lost(run: Path) -> None:

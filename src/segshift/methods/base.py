@@ -63,10 +63,15 @@ class Task:
         num_classes: K.
         class_shares: (K,) shares of the source's labelled pixels, summing to 1; None unless the method's settings ask
             for them (`wants_class_shares`), since counting reads every label file.
+        prototypes: (K, D) class means of the target's features, and (K,) bool, the classes that have one; None where
+            no stage made any.
+        teacher: another trained network, to be held still; None where no stage gives one. It is the method's own.
     """
 
     num_classes: int
     class_shares: Tensor | None = None
+    prototypes: tuple[Tensor, Tensor] | None = None
+    teacher: SegmentationNet | None = None
 
 
 @dataclass(frozen=True)

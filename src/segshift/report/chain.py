@@ -50,7 +50,7 @@ def chain_rows(run: Run) -> list[ChainRow]:
         if stage.name in lines:
             continue
         # A stage can only build on earlier ones: a damaged run that says otherwise makes no ring.
-        lines[stage.name] = [stage, *lines.get(stage.init, [])]
+        lines[stage.name] = [stage, *lines.get(stage.init or "", [])]
         if (miou := models.get(stage.name)) is None:
             continue
         before = next((other.name for other in lines[stage.name][1:] if other.name in models), "")
@@ -111,4 +111,4 @@ def _models(run: Run) -> dict[str, float]:
 def _steps(line: list[Stage]) -> int | None:
     """Steps of a stage and of all that it builds on, or None where one of them is not known."""
     known = [stage.steps for stage in line if stage.steps is not None and stage.steps < MOST_STEPS]
-    return sum(known) if len(known) == len(line) and not line[-1].init else None
+    return sum(known) if len(known) == len(line) and line[-1].init == "" else None

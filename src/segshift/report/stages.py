@@ -25,7 +25,8 @@ class Stage:
     """One NN-STAGE folder: what it was for and what its log says.
 
     Attributes:
-        init: the stage whose network this one starts from or, of a labels stage, labels with; empty: not known, none.
+        init: the stage whose network this one starts from or, of a labels stage, labels with; empty: there is
+            none; None: not known.
         labels: the labels stage that it trains on; empty: not known, none.
     """
 
@@ -40,7 +41,7 @@ class Stage:
     finished: bool
     losses: Mapping[str, tuple[Point, ...]]
     miou: tuple[Point, ...]
-    init: str = ""
+    init: str | None = None
     labels: str = ""
 
 
@@ -75,7 +76,7 @@ def read_stage(folder: Path, planned: Mapping[str, Mapping[str, Any]], problems:
         finished=finished,
         losses=losses,
         miou=miou,
-        init=text(data.get("init"), text(plan.get("init"))),
+        init=text(data["init"]) if "init" in data else text(plan.get("init")) if name in planned else None,
         labels=text(data.get("labels"), text(plan.get("labels"))),
     )
 
