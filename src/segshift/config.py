@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segshift.data.domains import DomainSettings
+from segshift.data.strong import StrongSettings
 from segshift.engine.inference import Options
 from segshift.errors import UserError, nearest
 from segshift.nets.weights import LayoutName
@@ -30,6 +31,9 @@ class NetSettings(_Settings):
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the network's builder")
     checkpoint: Path | None = Field(None, description="published weights to start from; needs `layout`")
     layout: LayoutName | None = Field(None, description="key layout of `checkpoint`: see segshift.nets.weights")
+
+
+Product = Literal["pseudo_labels", "soft_labels", "prototypes"]
 
 
 class AugmentSettings(_Settings):
@@ -72,13 +76,16 @@ class StageSettings(_Settings):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     method: str | None = Field(None, description="what a training stage trains by")
-    produce: Literal["pseudo_labels"] | None = Field(None, description="what any other stage makes")
+    produce: Product | None = Field(None, description="what any other stage makes")
     steps: int = Field(0, ge=0, description="of a training stage")
     purpose: str = Field("", description="what the stage is for, one sentence; empty: what its method is for")
     init: str | None = Field(
         None, description="earlier stage whose network this one starts from or labels with; None: `net`"
     )
     labels: str | None = Field(None, description="earlier stage whose pseudo-labels this one trains on")
+    soft_labels: str | None = Field(None, description="earlier stage whose soft labels this one trains on")
+    prototypes: str | None = Field(None, description="earlier stage whose prototypes this one starts from")
+    teacher: str | None = Field(None, description="earlier training stage whose network this one learns from")
     source_augment: AugmentSettings | None = Field(None, description="instead of the run's, in this stage")
     target_augment: AugmentSettings | None = Field(None, description="instead of the run's, in this stage")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the method, or of the labels")
@@ -89,11 +96,22 @@ class StageSettings(_Settings):
             raise ValueError(f"stage {self.name!r} needs either `method` (it trains) or `produce` (it makes labels)")
         if self.method is not None and not self.steps:
             raise ValueError(f"stage {self.name!r}: steps must be at least 1")
-        if self.produce is not None and (self.steps or self.labels):
-            raise ValueError(f"stage {self.name!r} makes labels: it takes neither `steps` nor `labels`")
+        if self.produce is not None and (self.steps or self.uses):
+            wrong = ["steps"] * bool(self.steps) + list(self.uses)
+            raise ValueError(f"stage {self.name!r} makes {self.produce}: it takes no {' or '.join(wrong)}")
         if self.produce is not None and self.init is None:
             raise ValueError(f"stage {self.name!r}: `init` must name the stage whose network makes the labels")
         return self
+
+    @property
+    def uses(self) -> dict[str, str]:
+        """Earlier stages that this one builds on besides `init`, by what it takes from them."""
+        taken = {kind: getattr(self, kind) for kind in TAKES}
+        return {kind: name for kind, name in taken.items() if name is not None}
+
+
+TAKES = {"labels": "pseudo_labels", "soft_labels": "soft_labels", "prototypes": "prototypes", "teacher": None}
+"""Settings of a stage that name another one, and what that one must produce; None: it must train."""
 
 
 class RunSettings(_Settings):
@@ -114,6 +132,7 @@ class RunSettings(_Settings):
     source_size: tuple[int, int] | None = Field(None, description="the same for source images; None: as `size`")
     source_augment: AugmentSettings = AugmentSettings()
     target_augment: AugmentSettings = AugmentSettings()
+    strong: StrongSettings = Field(StrongSettings(), description="strong views, for methods that ask for them")
     net: NetSettings = NetSettings()
     stages: tuple[StageSettings, ...] = ()
     control: str | None = Field(None, description="stage whose network the verdict compares with; None: no control")
@@ -140,7 +159,7 @@ class RunSettings(_Settings):
     @model_validator(mode="after")
     def _stages_fit(self) -> RunSettings:
         seen: list[str] = []
-        made: list[str] = []
+        made: dict[str, str] = {}
         for stage in self.stages:
             if stage.name in seen:
                 raise ValueError(f"two stages are called {stage.name!r}")
@@ -150,15 +169,19 @@ class RunSettings(_Settings):
             if stage.init is not None and stage.init not in trained:
                 hint = nearest(stage.init, trained)
                 raise ValueError(f"stage {stage.name!r}: init {stage.init!r} is no earlier training stage; {hint}")
-            if stage.labels is not None and stage.labels not in made:
-                hint = nearest(stage.labels, made)
-                raise ValueError(f"stage {stage.name!r}: labels {stage.labels!r} is no earlier labels stage; {hint}")
+            for kind, name in stage.uses.items():
+                fitting = [known for known in seen if made.get(known) == TAKES[kind]]
+                if name not in fitting:
+                    wanted = f"stage that produces {TAKES[kind]}" if TAKES[kind] else "training stage"
+                    raise ValueError(
+                        f"stage {stage.name!r}: {kind} {name!r} is no earlier {wanted}; {nearest(name, fitting)}"
+                    )
             seen.append(stage.name)
-            made += [stage.name] if stage.produce else []
+            made |= {stage.name: stage.produce} if stage.produce else {}
         if self.control is not None and self.control not in [name for name in seen if name not in made]:
             raise ValueError(f"control {self.control!r} is no training stage; {nearest(self.control, seen)}")
         if seen and seen[-1] in made:
-            raise ValueError(f"the last stage, {seen[-1]!r}, makes labels; a stage that trains on them must follow")
+            raise ValueError(f"the last stage, {seen[-1]!r}, makes {made[seen[-1]]}; a training stage must follow")
         return self
 
 

@@ -28,7 +28,7 @@ PANELS = 6
 
 def tell_of_labels(run: Run) -> None:
     """Write quality.json and panels/ into the folder of every labels stage; what cannot be read is told of."""
-    for name in run.labels:
+    for name in [stage.name for stage in run.settings.stages if stage.produce == "pseudo_labels"]:
         for tell in (_write_quality, _write_panels):
             try:
                 tell(run, name)
@@ -46,12 +46,13 @@ def _write_quality(run: Run, name: str) -> None:
     with contextlib.suppress(UserError, LookupError, TypeError):
         if read_json(path)["fingerprint"] == wanted:
             return
-    split, easy_from = run.labels[name].split, read_json(folder / "statistics.json")["easy_cutoff"]
+    labeller = run.production.labeller(name)
+    split, easy_from = labeller.settings.split, read_json(folder / "statistics.json")["easy_cutoff"]
     if split is not None and split.mode == "threshold":
         easy_from = split.value
     with track(f"quality of {name}", len(truth)) as bar:
         quality = label_quality(
-            run.labeller(name),
+            labeller,
             read_thresholds(folder),
             easy_from,
             truth,

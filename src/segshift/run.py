@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from segshift.artefacts.prototypes import read_prototypes
 from segshift.artefacts.pseudo_labels import PseudoLabels, open_pseudo_labels
-from segshift.artefacts.store import damaged, make_folder, read_json, sha256, write_json, write_text
+from segshift.artefacts.soft_labels import open_soft_labels
+from segshift.artefacts.store import make_folder, read_json, sha256, write_json, write_text
 from segshift.config import RunSettings, StageSettings
 from segshift.data.domains import Domain
 from segshift.data.loader import batches
@@ -18,11 +20,9 @@ from segshift.data.order import seed_of
 from segshift.data.statistics import class_frequency
 from segshift.data.views import ViewSettings
 from segshift.engine.evaluate import evaluate
-from segshift.engine.labelling import PRIOR, Labeller, clear_damaged, make_pseudo_labels
 from segshift.engine.metrics import Metrics
 from segshift.engine.model import build_net, load_model, save_model
 from segshift.engine.pipeline import Stage, run_stages
-from segshift.engine.priors import read_prior, write_prior
 from segshift.engine.progress import Bar
 from segshift.engine.trainer import Loop, train
 from segshift.errors import UserError
@@ -30,12 +30,12 @@ from segshift.methods import METHODS, Method
 from segshift.methods.base import Task
 from segshift.nets.base import SegmentationNet
 from segshift.nets.weights import load_published
+from segshift.production import Production
 from segshift.setup import (
     check_needs,
     digest,
     dump_yaml,
     keep_apart,
-    label_settings,
     locked,
     look_at_data,
     method_settings,
@@ -69,7 +69,6 @@ class Run:
             raise UserError("the settings have no stages", "at least one", "name a --recipe or a --method")
         self.root, self.device, self.say = root, device, say
         self.methods = {stage.name: method_settings(stage) for stage in settings.stages if stage.method}
-        self.labels = {stage.name: label_settings(stage) for stage in settings.stages if stage.produce}
         self.domains = open_domains(settings)
         if len(self.domains.classes) < 2:
             raise UserError(
@@ -80,6 +79,7 @@ class Run:
         keep_apart(root, self.domains)
         self.settings = resolved(settings, self.domains.target, device)
         self._digests = {d.name: digest(d) for d in (self.domains.source, self.domains.target)}
+        self.production = Production(self.settings, self.domains, self._digests, self.folder, device, say)
         look_at_data(self.domains)
         self._say_if_unmatched()
         net = self._net(self.settings.stages[0])  # wrong options or weights shall fail now, not after the first stage
@@ -170,7 +170,7 @@ class Run:
 
     def _stage(self, stage: StageSettings) -> Stage:
         if stage.method is None:
-            return self._labels_stage(stage)
+            return self.production.stage(stage)
         settings, method = self.settings, METHODS[stage.method]
         decisive: dict[str, Any] = {
             "method": stage.method,
@@ -190,62 +190,21 @@ class Run:
         if self.needs[stage.name]:
             decisive |= {"target_view": _facts(self._view(stage, False)), "target": self._digests["target"]}
         facts = {"kind": "train", "method": stage.method, "steps": stage.steps}
+        decisive |= stage.uses
         if stage.labels is not None:
             augment = stage.target_augment or settings.target_augment
-            decisive |= {"labels": stage.labels}
             decisive |= {"mine": [augment.mine_below, augment.mine_rarest]} if augment.mine else {}
             facts["labels"] = stage.labels
+        if "strong" in self.needs[stage.name]:
+            decisive["strong"] = settings.strong.model_dump(mode="json")
         return Stage(
             stage.name,
             decisive,
             stage.purpose or method.purpose,
             lambda folder: self._train(stage, folder),
             facts,
-            after=tuple(name for name in (stage.init, stage.labels) if name),
+            after=tuple(name for name in (stage.init, *stage.uses.values()) if name),
         )
-
-    def _labels_stage(self, stage: StageSettings) -> Stage:
-        chosen = self.labels[stage.name]
-        decisive = {
-            "produce": stage.produce,
-            "init": stage.init,
-            "settings": chosen.model_dump(mode="json"),
-            "size": self.size,
-            "precision": self.settings.precision,
-            "classes": self.domains.classes.names,
-            "target": self._digests["target"],
-        }
-        if chosen.spatial_prior is not None:
-            decisive["source"] = self._digests["source"]
-        return Stage(
-            stage.name,
-            decisive,
-            stage.purpose or f"label the target's images with the network of {stage.init}",
-            lambda folder: self._label(stage, folder),
-            {"kind": "labels", "init": stage.init},
-            after=(stage.init or "",),
-            damage=damaged,
-        )
-
-    def labeller(self, stage: str) -> Labeller:
-        """What makes the labels of a labels stage; its first call of a stage with a spatial prior counts the source's
-        labels."""
-        settings, folder = self.labels[stage], self.folder(stage)
-        init = next(s.init for s in self.settings.stages if s.name == stage)
-        assert init is not None
-        prior = None
-        if settings.spatial_prior is not None:
-            path = folder / PRIOR
-            if not path.exists():
-                self.say("counting where the classes of the source's labels are")
-                write_prior(path, self.domains.source, self.size, settings.spatial_prior)
-            prior = read_prior(path)
-        net = load_model(self.folder(init), self.device).net
-        return Labeller(net, self.size, settings, self.device, self.settings.precision, prior)
-
-    def _label(self, stage: StageSettings, folder: Path) -> None:
-        clear_damaged(folder)  # before its spatial prior is read
-        make_pseudo_labels(self.labeller(stage.name), self.domains.target, folder, workers=self.settings.workers)
 
     def build(self, stage: StageSettings) -> Method:
         """The method of a training stage as it is before the first step."""
@@ -306,8 +265,17 @@ class Run:
             cache=self.root / "cache" if self.settings.cache else None,
             pseudo_labels=labels,
             rare=rare,
+            **self._extras(stage, is_source),
         )
         return contextlib.closing(stream)
+
+    def _extras(self, stage: StageSettings, is_source: bool) -> dict[str, Any]:
+        """Further views and labels of target images, where the stage's method asks for them."""
+        if is_source:
+            return {}
+        soft = stage.soft_labels and open_soft_labels(self.folder(stage.soft_labels), self.domains.classes.names)
+        extras = self.needs[stage.name] & {"full", "strong"}
+        return {"extras": extras, "soft_labels": soft or None, "strong": self.settings.strong}
 
     def _view(self, stage: StageSettings, is_source: bool) -> ViewSettings:
         if is_source:
@@ -333,7 +301,13 @@ class Run:
                 self.say("counting the classes of the source's labels")
                 write_json(path, class_frequency(self.domains.source, self._view(stage, True).size).tolist())
             shares = torch.tensor(read_json(path), dtype=torch.float32)
-        return Task(len(self.domains.classes), shares)
+        known = stage.prototypes and read_prototypes(self.folder(stage.prototypes), self.domains.classes.names)
+        return Task(
+            len(self.domains.classes),
+            shares,
+            (known.means, known.present) if known else None,
+            load_model(self.folder(stage.teacher)).net if stage.teacher else None,
+        )
 
     def _curve_point(self, net: SegmentationNet) -> dict[str, float]:
         assert self.domains.val is not None

@@ -24,8 +24,10 @@ from segshift.data.images import image_size
 from segshift.data.labels import in_colour
 from segshift.data.statistics import spread
 from segshift.engine.labelling import LabelSettings
+from segshift.engine.producing import PrototypeSettings, SoftLabelSettings
 from segshift.errors import UserError, nearest
 from segshift.methods import METHODS, MethodSettings
+from segshift.methods.base import Settings
 from segshift.types import IGNORE, ClassSet
 
 AUTO_PIXELS = 320 * 240
@@ -146,22 +148,30 @@ def method_settings(stage: StageSettings) -> MethodSettings:
     return validated(METHODS[stage.method].settings, stage.settings, f"stage {stage.name} ({stage.method})", _OWN)
 
 
-def label_settings(stage: StageSettings) -> LabelSettings:
-    """The typed settings of a labels stage.
+PRODUCTS: dict[str, type[Settings]] = {
+    "pseudo_labels": LabelSettings,
+    "soft_labels": SoftLabelSettings,
+    "prototypes": PrototypeSettings,
+}
+
+
+def produce_settings(stage: StageSettings) -> Settings:
+    """The typed settings of a stage that produces.
 
     Raises:
         UserError: a setting is unknown or does not fit.
     """
-    return validated(LabelSettings, stage.settings, f"stage {stage.name} ({stage.produce})", _OWN)
+    assert stage.produce is not None
+    return validated(PRODUCTS[stage.produce], stage.settings, f"stage {stage.name} ({stage.produce})", _OWN)
 
 
-def stage_settings(stage: StageSettings) -> MethodSettings | LabelSettings:
+def stage_settings(stage: StageSettings) -> Settings:
     """The typed settings of a stage of either kind.
 
     Raises:
-        UserError: see `method_settings` and `label_settings`.
+        UserError: see `method_settings` and `produce_settings`.
     """
-    return label_settings(stage) if stage.produce else method_settings(stage)
+    return produce_settings(stage) if stage.produce else method_settings(stage)
 
 
 _OWN = sorted(set(StageSettings.model_fields) - {"name", "settings"})
@@ -177,12 +187,12 @@ def check_needs(stages: Sequence[StageSettings], needs: Mapping[str, frozenset[s
     Raises:
         UserError: names the stage and what to add.
     """
-    made = {stage.name: label_settings(stage).provides for stage in stages if stage.produce}
+    made = {s.name: provides for s in stages if s.produce and (provides := _provides(produce_settings(s)))}
     for stage in stages:
         if stage.method is None:
             continue
-        missing = needs[stage.name] - {"image"} - made.get(stage.labels or "", frozenset())
-        for field in sorted(missing):
+        given = frozenset().union(*(made.get(name, frozenset()) for name in stage.uses.values()))
+        for field in sorted(needs[stage.name] - VIEWS - given):
             key, remedy = _MAKES[field]
             if stage.labels is not None:
                 remedy = f"set {stage.labels}.{key}" if key else remedy
@@ -193,10 +203,21 @@ def check_needs(stages: Sequence[StageSettings], needs: Mapping[str, frozenset[s
             )
 
 
+def _provides(settings: Settings) -> frozenset[str]:
+    """Fields that a batch carries with what a stage of these settings made."""
+    if isinstance(settings, LabelSettings):
+        return settings.provides
+    return frozenset({"soft_full"}) if isinstance(settings, SoftLabelSettings) else frozenset()
+
+
+VIEWS = frozenset({"image", "full", "strong"})
+"""Fields of a target batch that are made from its images alone."""
+
 _MAKES = {
     "pseudo_label": ("", "put a stage with `produce: pseudo_labels` before it and name that one in its `labels`"),
     "soft_label": ("soft_alpha", "name a labels stage that sets `soft_alpha` in its `labels`"),
     "easy": ("split", "name a labels stage that sets `split` in its `labels`"),
+    "soft_full": ("", "put a stage with `produce: soft_labels` before it and name that one in its `soft_labels`"),
 }
 """Field of a batch → the setting of a labels stage that makes it, and what to do without such a stage."""
 

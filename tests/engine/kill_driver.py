@@ -2,14 +2,15 @@
 
 Reads a job a line from standard input, {"argv": […], "output": file, "die": [function, number, moment] or null}, and
 answers with two lines: the process id, and the exit code (negative: the signal). With "die" the process kills itself
-with SIGKILL at the number-th call of a function: before it, after it, or half-way (Path.write_bytes, by which
-checkpoints and models are written: half a file is there).
+with SIGKILL at the number-th call of a function, or at the first one in whose arguments a text occurs: before it, after
+it, or half-way (Path.write_bytes and Path.write_text: half a file is there).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -22,28 +23,35 @@ import torch._dynamo  # seconds of import, which torch puts off until the first 
 
 import segshift.api
 from segshift import cli
+from segshift.engine import produce
+from segshift.nets import NETS
 
-MODULES: dict[str, Any] = {"os": os, "Path": Path}
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_net import SmallNet  # noqa: E402 (lies with the tests)
+
+MODULES: dict[str, Any] = {"os": os, "Path": Path, "shutil": shutil}
 
 
 def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at(name: str, number: int, moment: str) -> None:
-    """Replace a function, "os.fsync" say, by one that ends this process at its number-th call."""
+def die_at(name: str, which: int | str, moment: str) -> None:
+    """Replace a function, "os.fsync" say, by one that ends this process at a call of it."""
     module, _, function = name.partition(".")
     original: Callable[..., Any] = getattr(MODULES[module], function)
     owner, calls = os.getpid(), 0
 
     def mortal(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        calls += os.getpid() == owner
-        if calls < number or os.getpid() != owner:
+        if os.getpid() != owner:
+            return original(*args, **kwargs)
+        calls += isinstance(which, int) or which in " ".join(map(str, args))
+        if calls < (which if isinstance(which, int) else 1):
             return original(*args, **kwargs)
         if moment == "half":
             path, data = args
-            original(path, data[: len(data) // 2])
+            original(path, data[: len(data) // 2], **kwargs)
         if moment == "after":
             original(*args, **kwargs)
         kill_self()
@@ -75,6 +83,8 @@ def main() -> None:
     assert segshift.api
     assert torch._dynamo
     torch.set_num_threads(1)
+    produce.SAVE_EVERY = 2  # of four images
+    NETS["small"] = SmallNet
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

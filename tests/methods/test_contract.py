@@ -43,7 +43,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "proda-denoising": ("proda", {"structure_weight": 0}),
     "proda-structure": ("proda", {"denoise": False}),
     "proda-paper": ("proda", {"prototype_labels": "denoised", "regulariser_weight": 0.1, "divide_by_classes": False}),
-    "proda-train": ("proda", {"teacher_mode": "train", "resolution": 2, "prototype_momentum": 0.9}),
+    "proda-train": ("proda", {"teacher_mode": "train", "resolution": 2, "structure_weight": 1.0}),
     "distill-released": ("distill", {"released_kd": True}),
     "distill-labels": ("distill", {"kd_weight": 0}),
 }

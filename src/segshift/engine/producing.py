@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from segshift import ops
 from segshift.artefacts.prototypes import FILE, Prototypes, write_prototypes
 from segshift.artefacts.pseudo_labels import write_soft
 from segshift.artefacts.soft_labels import INDEX
@@ -21,7 +22,6 @@ from segshift.engine.inference import as_input, autocast, evaluating
 from segshift.engine.produce import produce
 from segshift.methods.base import Settings
 from segshift.nets.base import SegmentationNet
-from segshift.ops import class_means
 from segshift.types import Prediction
 
 STATE = "produce.state.npz"
@@ -118,7 +118,7 @@ def make_prototypes(
 
         def task(_: int, pixels: np.ndarray) -> None:
             answer = answers(pixels)
-            means, counts = class_means(answer.features, answer.logits.argmax(dim=1), classes)
+            means, counts = ops.class_means(answer.features, answer.logits.argmax(dim=1), classes)
             enough = (counts[0] >= settings.minimum_pixels).cpu().numpy()
             sums[enough] += means[0].double().cpu().numpy()[enough]
             images[enough] += 1

@@ -82,9 +82,9 @@ class Distill(Method):
 
     def _labels(self, target: Batch, strong: Grid) -> Int64[Tensor, "B h w"]:
         """The weak view's labels on the grid; ignored where the strong view shows nothing of the image."""
-        labels, inside = strong.read(pseudo_labels(target), carried(target, "affine"))
-        seen, _ = strong.read(carried(target, "strong_seen"), carried(target, "strong_affine"))
-        return labels.long().masked_fill(~inside | (seen == 0), IGNORE)
+        labels = strong.read(pseudo_labels(target), carried(target, "affine"), IGNORE)
+        seen = strong.read(carried(target, "strong_seen").long(), carried(target, "strong_affine"), 0)
+        return labels.masked_fill(seen == 0, IGNORE)
 
     @torch.no_grad()
     def _teach(self, view: Float[Tensor, "B 3 H W"], strong: Grid) -> Float[Tensor, "B K h w"] | None:

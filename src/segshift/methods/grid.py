@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from segshift.ops import grid_affine, warp
@@ -18,16 +18,21 @@ class Grid(NamedTuple):
     Attributes:
         affine: (B, 3, 3) point (x, y, 1) → pixel centre of the file's image.
         size: (h, w) points.
+        margin: half a pixel of the view, in steps of the grid: so far beyond its outer points the view reaches.
     """
 
     affine: Float[Tensor, "B 3 3"]
     size: tuple[int, int]
+    margin: float
 
     @staticmethod
     def of(view: Float[Tensor, "B 3 H W"], affine: Float[Tensor, "B 3 3"], size: Sequence[int]) -> Grid:
         """A grid of (h, w) points over a view with its affine."""
         height, width = size
-        return Grid(grid_affine(affine, (view.shape[-2], view.shape[-1]), (height, width)), (height, width))
+        whole = (view.shape[-2], view.shape[-1])
+        # A side with a single point is covered by it.
+        steps = [(n - 1) / max(1, pixels - 1) if n > 1 else 1.0 for n, pixels in zip(size, whole, strict=True)]
+        return Grid(grid_affine(affine, whole, (height, width)), (height, width), max(steps) / 2)
 
     @staticmethod
     def over(view: Float[Tensor, "B 3 H W"], affine: Float[Tensor, "B 3 3"], resolution: int) -> Grid:
@@ -35,17 +40,16 @@ class Grid(NamedTuple):
         return Grid.of(view, affine, [-(-side // resolution) for side in view.shape[-2:]])
 
     def take(
-        self, values: Float[Tensor, "B C h w"], grid: Grid, mode: Literal["bilinear", "nearest"]
+        self, values: Float[Tensor, "B C h w"], grid: Grid
     ) -> tuple[Float[Tensor, "B C H W"], Bool[Tensor, "B H W"]]:
-        """Values that lie on another grid, here; and which of this grid's points lie inside that one."""
-        return warp(values, grid.affine, self.affine, self.size, mode)
+        """Values that lie on another grid, at the points of this one; and which of these lie in that one's view."""
+        return warp(values, grid.affine, self.affine, self.size, "bilinear", margin=grid.margin)
 
     def read(
-        self, pixels: Tensor, affine: Float[Tensor, "B 3 3"]
-    ) -> tuple[Float[Tensor, "B h w"], Bool[Tensor, "B h w"]]:
-        """A view's pixel values (B, H, W), the nearest one's at each point; and which points lie inside the view."""
-        values, inside = warp(pixels[:, None].float(), affine, self.affine, self.size, "nearest")
-        return values[:, 0], inside
+        self, pixels: Int64[Tensor, "B H W"], affine: Float[Tensor, "B 3 3"], outside: int
+    ) -> Int64[Tensor, "B h w"]:
+        """At each point the value of a view's nearest pixel; `outside` at points that do not lie in the view."""
+        return warp(pixels[:, None], affine, self.affine, self.size, "nearest", outside)[0][:, 0]
 
 
 def carried(batch: Batch, field: str) -> Tensor:

@@ -23,9 +23,6 @@ from segshift.nets.base import SegmentationNet
 from segshift.ops import prototype_distance, prototype_weight, update_prototypes, upsample
 from segshift.types import IGNORE, Batch
 
-FAR = 1e9
-"""Distance of a class without a prototype: no share of any softmax over distances, yet finite: no NaN."""
-
 
 class OneRate(OptimizerSettings):
     """Optimiser of stage 1: one rate for all parameters. Defaults: ProDA's release (methods.md section 10.4 (d))."""
@@ -104,8 +101,8 @@ class Proda(Method):
         distance, moved = self._look(whole, full, soft_full) if settings.wants_prototypes else (None, ())
 
         # 3. Learn the weak view by the soft labels there, weighed by the prototypes.
-        soft, shown = weak.take(soft_full, Grid.of(whole, whole_affine, soft_full.shape[-2:]), "bilinear")
-        near = weak.take(distance, full, "bilinear")[0] if settings.denoise and distance is not None else None
+        soft, shown = weak.take(soft_full, Grid.of(whole, whole_affine, soft_full.shape[-2:]))
+        near = weak.take(distance, full)[0] if settings.denoise and distance is not None else None
         labels = self._labels(soft, near).masked_fill(~shown, IGNORE)
         logits = [upsample(head, weak.size) for head in levels(self.net(target.image))]
         yield over_heads(logits, settings, lambda level: self._learn(level, labels, shown))
@@ -115,10 +112,10 @@ class Proda(Method):
         if settings.structure_weight and distance is not None:
             view, affine = carried(target, "strong"), carried(target, "strong_affine")
             strong = Grid.over(view, affine, settings.resolution)
-            seen, _ = strong.read(carried(target, "strong_seen"), affine)
-            taught, inside = strong.take(distance, full, "bilinear")
-            found = self._distance(upsample(self.net(view).features, strong.size))
-            divergence = assignment_kl(found, taught, settings.temperature, inside & (seen > 0))
+            seen = strong.read(carried(target, "strong_seen").long(), affine, 0)
+            taught, inside = strong.take(distance, full)
+            found = prototype_distance(upsample(self.net(view).features, strong.size), cast(Tensor, self.prototypes))
+            divergence = assignment_kl(found, taught, settings.temperature, inside & (seen > 0), self.present)
             yield {"structure": settings.structure_weight * self.share * divergence}
 
         # 5. The prototypes follow the teacher's features. The teacher itself follows the network in `after_step`.
@@ -136,21 +133,16 @@ class Proda(Method):
     @torch.no_grad()
     def _look(self, image: Tensor, full: Grid, soft: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The teacher's distances (B, K, h, w) on the grid over whole images, and where these move the prototypes."""
+        prototypes, present = cast(Tensor, self.prototypes), cast(Tensor, self.present)
         prediction = cast(SegmentationNet, self.teacher)(image)
         features = upsample(prediction.features, full.size)
-        distance = self._distance(features)
+        distance = prototype_distance(features, prototypes)
         if self.settings.prototype_labels == "teacher":
             labels = upsample(prediction.logits, full.size).argmax(dim=1)
         else:
             labels = self._labels(upsample(soft, full.size), distance if self.settings.denoise else None)
         momentum, minimum = self.settings.prototype_momentum, self.settings.minimum_pixels
-        prototypes, present = cast(Tensor, self.prototypes), cast(Tensor, self.present)
         return distance, update_prototypes(prototypes, present, features, labels, momentum, minimum)
-
-    def _distance(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K h w"]:
-        """Distances from the prototypes; a class without one is nearest to nothing."""
-        prototypes, present = cast(Tensor, self.prototypes), cast(Tensor, self.present)
-        return prototype_distance(features, prototypes).masked_fill(~present[:, None, None], FAR)
 
     def _labels(self, soft: Float[Tensor, "B K h w"], distance: Tensor | None) -> Int64[Tensor, "B h w"]:
         """The most probable classes, by the prototypes too where there are distances; ignored below the threshold."""
