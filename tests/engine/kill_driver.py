@@ -1,9 +1,10 @@
 """Runs the command line again and again in forks of one process, so that twenty runs pay for one import of torch.
 
-Reads a job a line from standard input, {"argv": […], "output": file, "die": [function, number, moment] or null}, and
-answers with two lines: the process id, and the exit code (negative: the signal). With "die" the process kills itself
-with SIGKILL at the number-th call of a function, or at the first one in whose arguments a text occurs: before it, after
-it, or half-way (Path.write_bytes and Path.write_text: half a file is there).
+Says its own process id when it is ready. Then it reads a job a line from standard input,
+{"argv": […], "output": file, "die": [function, which, moment] or null}, and answers with two lines: the process id, and
+the exit code (negative: the signal). With "die" the process kills itself with SIGKILL at a call of a function, the
+which-th one or, where that is a text, the first one in whose arguments it occurs: before it, after it, or half-way
+(Path.write_bytes and Path.write_text: half a file is there).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from segshift.engine import produce
 from segshift.nets import NETS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_net import SmallNet  # noqa: E402 (lies with the tests)
+from small_net import SmallNet
 
 MODULES: dict[str, Any] = {"os": os, "Path": Path, "shutil": shutil}
 
@@ -85,6 +86,7 @@ def main() -> None:
     torch.set_num_threads(1)
     produce.SAVE_EVERY = 2  # of four images
     NETS["small"] = SmallNet
+    answer(os.getpid())
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

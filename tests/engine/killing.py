@@ -40,6 +40,7 @@ class Shell:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self._answer()  # it has imported everything: what is timed from now on are runs
 
     def adapt(self, out: Path, kill: Callable[[int], None] = lambda pid: None, die: Die | None = None) -> int:
         """Run `segshift adapt`; `kill` is called with its process id. Its exit code, or minus the signal."""

@@ -75,7 +75,8 @@ def probabilities_of(domain: Domain, index: int) -> Tensor:
     """(K, h, w) what `Channels` says of an image."""
     pixels, _ = load_resized(domain.items[index].image, SIZE)
     logits = Channels()(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255).logits
-    return logits[0].detach().softmax(dim=0)
+    probabilities: Tensor = logits[0].detach().softmax(dim=0)
+    return probabilities
 
 
 def contents(folder: Path) -> dict[str, bytes]:

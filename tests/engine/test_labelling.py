@@ -48,8 +48,8 @@ from segshift.types import IGNORE
 
 NEVER = 3
 PIXELS = SIZE[0] * SIZE[1]
-VOTING = {"window": 5, "alpha": 0.5, "passes": 3}
-EVERYTHING = {"voting": VOTING, "split": {"value": 0.5}, "soft_alpha": 0.25}
+VOTING: dict[str, Any] = {"window": 5, "alpha": 0.5, "passes": 3}
+EVERYTHING: dict[str, Any] = {"voting": VOTING, "split": {"value": 0.5}, "soft_alpha": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_settings_out_of_range_are_refused_by_name(settings: dict[str, Any], key
         LabelSettings(**settings)
     (problem,) = caught.value.errors()
     assert key in problem["loc"]
-    assert LabelSettings(split={"mode": "threshold", "value": 30}).split, "a score has no upper bound"  # type: ignore[arg-type]
+    assert LabelSettings(split={"mode": "threshold", "value": 30}).split, "a score has no upper bound"
 
 
 # ---- statistics
@@ -306,7 +306,7 @@ def test_two_shards_make_up_the_whole(tmp_path: Path, domain: Domain) -> None:
         write_labels(part, thresholds, domain, folder, tmp_path / f"labels{rank}.npz", shard=(rank, 2))
         for rank, part in enumerate(parts)
     ]
-    both = Tally(*(sum(arrays) for arrays in zip(*(vars(tally).values() for tally in tallies), strict=True)))  # type: ignore[arg-type]
+    both = Tally(*(sum(arrays) for arrays in zip(*(vars(tally).values() for tally in tallies), strict=True)))
     assert contents(folder) == {name: data for name, data in whole.items() if "/" in name}
     found = statistics(both, thresholds, parts[0].settings, domain, SIZE)
     assert found == read(tmp_path / "whole" / "statistics.json")

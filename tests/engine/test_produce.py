@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from label_makers import NAMES, ODD, SIZE, contents, domain_at, labeller, read, write_images
 
-from segshift.artefacts import store
+from segshift.artefacts import pseudo_labels
 from segshift.artefacts.store import SEAL, damaged, sha256
 from segshift.data.domains import Domain
 from segshift.data.images import load_resized
@@ -217,7 +217,7 @@ def test_interrupted_at_any_image_and_resumed(
     assert SEAL not in left
     assert all(data == whole[name] for name, data in left.items() if not name.endswith(".state.npz")), "files are whole"
     with monkeypatch.context() as patch:
-        patch.setattr(labelling, "write_ids", written := Recorder(labelling.write_ids))
+        patch.setattr(labelling, "write_ids", written := Recorder(pseudo_labels.write_ids))
         make(tmp_path / "x", domain)
     assert contents(tmp_path / "x") == whole
     done = max(0, place - COUNT)
@@ -247,7 +247,7 @@ def test_the_seal_is_written_last_and_then_the_states_go(
             assert everything == set(whole) - {SEAL} | set(labelling.STATES)
         original(source, target)
 
-    monkeypatch.setattr(store.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     make(tmp_path / "x", domain)
     assert renamed[-1] == SEAL
     assert renamed.index("thresholds.json") < renamed.index("labels/a/000.png") < renamed.index("statistics.json")

@@ -1,8 +1,4 @@
-"""Losses as pure functions of tensors: no weights, no state, no reduction modes.
-
-Shapes: B images, K classes, H W pixels; labels are int64 train ids with `IGNORE` (255). Every function returns
-float32 whatever the precision of its input, and a mean over no pixel is 0 (with a gradient of 0), never NaN.
-"""
+"""Losses on a prediction alone: its entropy, its divergence from uniform, its shares of classes."""
 
 from __future__ import annotations
 
@@ -11,25 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segshift.types import IGNORE
-
-SOURCE, TARGET = 0.0, 1.0
-"""Domain labels of the discriminators (AdaptSegNet, released code: source 0, target 1)."""
-
-
-def cross_entropy(logits: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
-    """Cross-entropy in nats, mean over the pixels that are not ignored; 0 where all are.
-
-    Args:
-        logits: (B, K, H, W) at the labels' resolution.
-        labels: (B, H, W) train ids in [0, K) or `IGNORE`.
-    """
-    valid = (labels != IGNORE).sum().clamp(min=1)
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / valid
+from segshift.losses.reduction import masked_mean
 
 
 def _check_classes(logits: Tensor) -> None:
@@ -140,92 +122,6 @@ def class_ratio_prior(logits: Float[Tensor, "B K H W"], prior: Float[Tensor, " K
     return (mu * prior - predicted).clamp(min=0).sum()
 
 
-def domain_cross_entropy(scores: Float[Tensor, "B 1 h w"], domain: float) -> Float[Tensor, ""]:
-    """Binary cross-entropy of a discriminator's logits against one domain label, mean over the patch map.
-
-    Source: Tsai et al. (AdaptSegNet), CVPR 2018, equations 1 and 3; domain labels as in the released code.
-    """
-    scores = scores.float()
-    return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, domain))
-
-
-def domain_least_squares(scores: Float[Tensor, "B 1 h w"], domain: float) -> Float[Tensor, ""]:
-    """Squared distance of a discriminator's scores to one domain label, mean over the patch map (LS-GAN).
-
-    Source: Mao et al., ICCV 2017, as used by the AdaptSegNet release for its single-level LS-GAN variant.
-    """
-    return (scores.float() - domain).square().mean()
-
-
-def _masked_mean(per_pixel: Tensor, mask: Tensor) -> Tensor:
-    """Mean of (B, H, W) values where `mask` holds; 0 with a gradient of 0 where it holds nowhere."""
-    return torch.where(mask, per_pixel, 0).sum() / mask.sum().clamp(min=1)
-
-
-def bootstrapping(
-    logits: Float[Tensor, "B K H W"],
-    labels: Int64[Tensor, "B H W"],
-    beta: float,
-    hard: bool = False,
-    detach_target: bool = False,
-) -> Float[Tensor, ""]:
-    """Cross-entropy against a mixture of a noisy label t and the network's own opinion, mean over pixels not ignored.
-
-    L = -sum_k [beta t_k + (1 - beta) q_k] log p_k with q = p (soft) or the one-hot argmax of p (hard), in nats.
-
-    Args:
-        logits: (B, K, H, W) at the labels' resolution.
-        labels: (B, H, W) train ids in [0, K) or `IGNORE`.
-        beta: share of the label in [0, 1]; 1 is `cross_entropy`.
-        hard: the opinion is the most probable class and not the distribution.
-        detach_target: q is a constant (self-distillation). By default the gradient flows through it, which adds
-            (1 - beta) times entropy minimisation; the hard form has no gradient there either way.
-
-    Source: Reed et al., ICLR 2015 workshop, equations for soft and hard bootstrapping (methods.md section 7).
-    """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta must lie in [0, 1], got {beta}")
-    valid = labels != IGNORE
-    target = labels.masked_fill(~valid, 0).unsqueeze(1)
-    per_pixel: Tensor = _Bootstrapping.apply(logits.float(), target, beta, hard, detach_target)  # type: ignore[no-untyped-call]
-    return _masked_mean(per_pixel, valid)
-
-
-class _Bootstrapping(torch.autograd.Function):
-    """The bootstrapped loss of each pixel; keeps one tensor of K x H x W where the recorded operations keep three.
-
-    Gradients of the logits: hard p - beta t - (1 - beta) q; soft beta (p - t), and where it flows through q too,
-    - (1 - beta) p (log p - sum_j p_j log p_j) more.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, beta: float, hard: bool, detach: bool) -> Tensor:
-        log_p = F.log_softmax(logits, dim=1)
-        if hard:
-            best, opinion = log_p.max(dim=1, keepdim=True)
-        else:
-            best = log_p.exp().mul_(log_p).sum(dim=1, keepdim=True)
-            opinion = best
-        ctx.save_for_backward(log_p, target, opinion)
-        ctx.beta, ctx.hard, ctx.detach = beta, hard, detach
-        return log_p.gather(1, target).mul_(-beta).sub_(best, alpha=1 - beta).squeeze(1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        log_p, target, opinion = ctx.saved_tensors
-        beta, weight = ctx.beta, grad.unsqueeze(1)
-        if ctx.hard:
-            grad_logits = log_p.exp().mul_(weight)
-            grad_logits.scatter_add_(1, opinion, (beta - 1) * weight)
-        elif ctx.detach:
-            grad_logits = log_p.exp().mul_(beta * weight)
-        else:
-            # p (beta - (1 - beta) (log p - sum_j p_j log p_j))
-            grad_logits = (log_p - opinion).mul_(beta - 1).add_(beta).mul_(log_p.exp()).mul_(weight)
-        return grad_logits.scatter_add_(1, target, -beta * weight), None, None, None, None
-
-
 def mrkld(logits: Float[Tensor, "B K H W"], mask: Bool[Tensor, "B H W"]) -> Float[Tensor, ""]:
     """Regulariser -(1/K) sum_k log p_k: divergence of p from the uniform distribution, plus log K; mean over `mask`.
 
@@ -236,7 +132,7 @@ def mrkld(logits: Float[Tensor, "B K H W"], mask: Bool[Tensor, "B H W"]) -> Floa
     Source: Zou et al. (CRST), ICCV 2019, model regulariser MRKLD (methods.md section 6); the weight is the caller's.
     """
     per_pixel: Tensor = _Divergence.apply(logits.float())  # type: ignore[no-untyped-call]
-    return _masked_mean(per_pixel, mask)
+    return masked_mean(per_pixel, mask)
 
 
 class _Divergence(torch.autograd.Function):
@@ -265,7 +161,7 @@ def mrent(logits: Float[Tensor, "B K H W"], mask: Bool[Tensor, "B H W"]) -> Floa
 
     Source: Zou et al. (CRST), ICCV 2019, model regulariser MRENT (methods.md section 6); the weight is the caller's.
     """
-    return -math.log(logits.shape[1]) * _masked_mean(entropy(logits), mask)
+    return -math.log(logits.shape[1]) * masked_mean(entropy(logits), mask)
 
 
 def mrl2(logits: Float[Tensor, "B K H W"], mask: Bool[Tensor, "B H W"]) -> Float[Tensor, ""]:
@@ -278,7 +174,7 @@ def mrl2(logits: Float[Tensor, "B K H W"], mask: Bool[Tensor, "B H W"]) -> Float
     Source: Zou et al. (CRST), ICCV 2019, model regulariser MRL2 (methods.md section 6); the weight is the caller's.
     """
     per_pixel: Tensor = _SquaredNorm.apply(logits.float())  # type: ignore[no-untyped-call]
-    return _masked_mean(per_pixel, mask)
+    return masked_mean(per_pixel, mask)
 
 
 class _SquaredNorm(torch.autograd.Function):
@@ -297,16 +193,3 @@ class _SquaredNorm(torch.autograd.Function):
         p, square = ctx.saved_tensors
         grad_logits: Tensor = (p - square.unsqueeze(1)).mul_(p)
         return grad_logits.mul_(2 * grad.unsqueeze(1))
-
-
-def soft_cross_entropy(logits: Float[Tensor, "B K H W"], soft_labels: Float[Tensor, "B K H W"]) -> Float[Tensor, ""]:
-    """-sum_k y_k log p_k in nats, mean over the pixels with a soft label.
-
-    Args:
-        logits: (B, K, H, W) at the labels' resolution.
-        soft_labels: (B, K, H, W) not negative; of a pixel without a label all K are 0, of others they sum to 1.
-
-    Source: Zou et al. (CRST), ICCV 2019, label-regularised self-training LRENT (methods.md section 6).
-    """
-    labelled = (soft_labels.amax(dim=1) > 0).sum().clamp(min=1)
-    return F.cross_entropy(logits.float(), soft_labels.float(), reduction="sum") / labelled
