@@ -96,8 +96,8 @@ def commands(row: Row, data: str, runs: str, seed: int) -> list[list[str]]:
     classes = ("--classes", f"{data}/classes.json")
     fixed: tuple[str, ...] = ("--set", f"seed={seed}", "--set", "size=[320,240]")
     if row.words[1] in SELF_TRAINING:
-        truth = {"root": f"{data}/camvid", "images": "train/images", "labels": "train_truth/labels"}
-        fixed += tuple(word for key, value in truth.items() for word in ("--set", f"truth.{key}={value}"))
+        truth = f"truth={{root: {data}/camvid, images: train/images, labels: train_truth/labels}}"
+        fixed += ("--set", truth)
     return [["segshift", "adapt", *row.words, *places, *classes, *fixed, "--out", run]]
 
 
@@ -236,8 +236,8 @@ def write_page(options: argparse.Namespace) -> None:
         "",
         *label_table(runs, options.seeds),
         "",
-        "*over*: points of mIoU over that row of the same seed; *its control*: source_control, or source_control_1000 for"
-        " two rounds. *of the gap*: how much of the way from that row to"
+        "*over*: points of mIoU over that row of the same seed; *its control*: source_control, or source_control_1000"
+        " for two rounds. *of the gap*: how much of the way from that row to"
         " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage.",
         "",
         f"Machine: {machine.get('processor', platform.processor())}, {machine.get('cores', os.cpu_count())} cores,"

@@ -189,6 +189,7 @@ def test_training_never_opens_a_truth(pair: Pair, watch: _Watch, monkeypatch: py
 
 def test_labels_are_measured_on_val_where_there_is_no_truth_and_not_at_all_without(pair: Pair) -> None:
     content, folder = one_round(), pair.run / "02-labels_1"
+    content["stages"][1]["settings"] = {"split": {"mode": "threshold", "value": 1e9}}
     done = segshift(*command(pair, content, val=False))
     assert did(done) == made()
     assert not (folder / "quality.json").exists()
@@ -196,6 +197,9 @@ def test_labels_are_measured_on_val_where_there_is_no_truth_and_not_at_all_witho
     assert segshift(*command(pair, content, "panels=0")).code == 0
     quality = read_json(folder / "quality.json")
     assert (quality["domain"], quality["images"]) == (str(pair.val), 2)
+    last = quality["rows"][-1]
+    figures = ("full labels of easy images", 0, None)
+    assert (last["name"], last["coverage"], last["precision"]) == figures, "by the score that was asked for"
     add_truth(pair)
     for fewer in (False, True):
         if fewer:

@@ -20,7 +20,7 @@ from typer.core import TyperGroup, TyperOption
 from segshift import cli, demo_data, recipes
 from segshift.config import RunSettings, StageSettings, validated
 from segshift.data.classes import read_classes
-from segshift.setup import method_settings, open_domains
+from segshift.setup import stage_settings, open_domains
 from workbench import COLOURS, NAMES, Pair, assert_told, assert_whole, environment, label, make_pair, save, segshift
 
 VERBS = ("demo", "check", "adapt", "evaluate", "predict", "report", "compare", "recipes")
@@ -111,7 +111,7 @@ def test_every_recipe_is_valid(name: str) -> None:
     assert settings.stages
     for stage in settings.stages:
         assert isinstance(stage, StageSettings)
-        method_settings(stage)
+        stage_settings(stage)
     assert len(recipes.text(name).splitlines()) <= 60
 
 
@@ -133,7 +133,7 @@ def test_the_whole_job(trained: Pair, tmp_path: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert sorted(path.name for path in run.glob("[0-9]*")) == ["01-source_only", "02-source_control", "03-advent"]
     assert (metrics["control"], metrics["adapted"]) == ("source_control", "advent")
-    assert set(metrics["models"]) == {"source_control", "advent"}
+    assert set(metrics["models"]) == {"source_only", "source_control", "advent"}
     assert "points" in metrics["verdict"]["text"]
 
     again = segshift(*pair.adapt(val=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from rounds_runs import KINDS, STAGES, add_truth, bytes_of, command, did, settings_of, small_net
 from segshift.artefacts.pseudo_labels import read_ids
 from segshift.artefacts.store import damaged
+from segshift.engine.labelling import Labeller
 from segshift.engine.pipeline import Stage, run_stages
 from segshift.types import IGNORE
 from workbench import HEIGHT, NAMES, WIDTH, Outcome, Pair, assert_whole, make_pair, read_json, segshift, weights
@@ -199,6 +201,38 @@ def test_other_labels_are_other_training(runs: dict[str, Pair], cbst: Path) -> N
     assert bytes_of(cbst / LABELS[0]) == before
     assert {path.name for path in cbst.glob("*.aside")} == {"04-labels_2.1.aside", "05-cbst.1.aside"}
     assert_whole(cbst)
+
+
+def test_interrupted_while_it_labels(runs: dict[str, Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen = tmp_path / "runs" / "y", 0
+    original = Labeller.probabilities
+
+    def probabilities(self: Labeller, pixels: np.ndarray) -> torch.Tensor:
+        nonlocal seen
+        seen += 1
+        if seen in (2, 4):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, pixels)
+
+    monkeypatch.setattr(Labeller, "probabilities", probabilities)
+    for image in (2, 1):
+        stopped = again(runs, run)
+        assert stopped.code == 130, stopped
+        assert f"stopped after image {image} of 3; run the same command to go on" in stopped.err
+        assert_whole(run)
+    done = again(runs, run)
+    assert did(done) == {"source_only": "skipped"} | dict.fromkeys(STAGES["cbst"][1:], "made")
+    assert "(going on where it was)" in done.err
+    assert seen == 3 * 2 * 2 + 3 * 2, "two passes of two stages and the quality of both: no image twice"
+    for folder in (*LABELS, "05-cbst/model"):
+        assert bytes_of(run / folder) == bytes_of(runs["cbst"].run / folder)
+
+
+def test_labels_in_bf16(runs: dict[str, Pair], tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "y"
+    assert again(runs, run, "precision=bf16", "labels_1.soft_alpha=0.25", truth=False).code == 0
+    assert damaged(run / LABELS[0]) == []
+    assert any(read_json(run / LABELS[0] / "statistics.json")["labelled"][0])
 
 
 # ---- damage

@@ -79,7 +79,7 @@ RULES: dict[str, tuple[dict[str, Any], Callable[[list[float], list[float]], floa
     # settings → a class's threshold from its own confidences and those of all pixels, both descending
     "class_balanced": ({"portion": 0.3}, lambda own, every: own[int(0.3 * len(own)) - 1]),
     "global": ({"portion": 0.3}, lambda own, every: every[int(0.3 * len(every)) - 1]),
-    "quantile": ({"quantile": 0.66, "cap": 0.8}, lambda own, every: min(0.8, own[::-1][round(len(own) * 0.66)])),
+    "quantile": ({"quantile": 0.2, "cap": 0.55}, lambda own, every: min(0.55, own[::-1][round(len(own) * 0.2)])),
     "fixed": ({"value": 0.7}, lambda own, every: 0.7),
     "argmax": ({}, lambda own, every: 0),
 }
@@ -226,6 +226,25 @@ def test_voting_densifies_the_labels_of_the_thresholds(tmp_path: Path, domain: D
     for number in (0, 1):
         assert {tuple(c) for c in colours[passes == number].tolist()} <= {PASS_COLOURS[number]}
     assert (passes == IGNORE).sum() == (maps(voted, "labels", domain)[NAMES.index("c")] == IGNORE).sum()
+
+
+def test_a_cap_lets_votes_pass_but_not_for_classes_out_of_reach(tmp_path: Path, domain: Domain) -> None:
+    predicted = predicted_of(domain)[0].flatten().bincount(minlength=4)
+    portion = 1.01 / int(predicted.max())  # one pixel of the largest class, none of any other
+    how: dict[str, Any] = {"portion": portion, "decision": "argmax"}
+    plain = made(tmp_path / "plain", domain, voting=VOTING, **how)
+    capped = made(tmp_path / "capped", domain, voting={**VOTING, "cap": 0.1}, **how)
+    t = read_thresholds(capped)
+    assert (t > 1).tolist() == [k != int(predicted.argmax()) for k in range(4)]
+    stages = restated_stages(capped, domain)
+    np.testing.assert_array_equal(stages[0], restated_stages(plain, domain)[0])
+    needed = torch.where(t > 1, t, 0.1)
+    for index in range(len(domain)):
+        base = torch.from_numpy(stages[0][index]).long()
+        after = window_vote(probabilities_of(domain, index), base, needed, 5, 0.5, 3)
+        np.testing.assert_array_equal(stages[1:, index], after.numpy())
+    assert (stages[3] != IGNORE).sum() > (maps(plain, "labels", domain) != IGNORE).sum()
+    assert set(np.unique(stages[3])) == {int(predicted.argmax()), IGNORE}
 
 
 def test_soft_labels_are_where_hard_ones_are_and_say_the_same(tmp_path: Path, domain: Domain) -> None:

@@ -300,6 +300,7 @@ def test_killed_while_it_removes_a_damaged_artefact(
 
     while not over:
         folder = Path(shutil.copytree(finished, tmp_path / str(moment)))
+        (folder / labelling.STATES[1]).write_text("left behind")
         text = (folder / "thresholds.json").read_text()
         (folder / "thresholds.json").write_text(text.replace("0.", "0.0"))
         steps = 0

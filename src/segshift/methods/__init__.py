@@ -10,6 +10,8 @@ from segshift.methods.advent import Advent, AdventSettings, MinEnt, MinEntSettin
 from segshift.methods.base import Method, MethodSettings
 from segshift.methods.cbst import Cbst, CbstSettings
 from segshift.methods.crst import Crst, CrstSettings
+from segshift.methods.distill import Distill, DistillSettings
+from segshift.methods.proda import Proda, ProdaSettings
 from segshift.methods.self_training import SelfTraining, SelfTrainingSettings
 from segshift.methods.source_only import SourceOnly, SourceOnlySettings
 from segshift.methods.tpld import Tpld, TpldSettings
@@ -48,6 +50,10 @@ METHODS: dict[str, Entry] = {
     "tpld": Entry(
         Tpld, TpldSettings, "learn densified labels of the target, then make its hard images look like its easy ones"
     ),
+    "proda": Entry(
+        Proda, ProdaSettings, "learn the target's soft labels, denoised by the class prototypes of a moving teacher"
+    ),
+    "distill": Entry(Distill, DistillSettings, "learn on strong views what another network says of the target"),
 }
 
 __all__ = ["METHODS", "Entry", "Method", "MethodSettings"]

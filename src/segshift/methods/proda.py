@@ -103,7 +103,7 @@ class Proda(Method):
         # 3. Learn the weak view by the soft labels there, weighed by the prototypes.
         soft, shown = weak.take(soft_full, Grid.of(whole, whole_affine, soft_full.shape[-2:]))
         near = weak.take(distance, full)[0] if settings.denoise and distance is not None else None
-        labels = self._labels(soft, near).masked_fill(~shown, IGNORE)
+        labels = self._labels(soft, near)
         logits = [upsample(head, weak.size) for head in levels(self.net(target.image))]
         yield over_heads(logits, settings, lambda level: self._learn(level, labels, shown))
         del logits
@@ -150,7 +150,7 @@ class Proda(Method):
             soft = soft * prototype_weight(distance, self.settings.temperature, self.present)
             soft = soft / soft.sum(dim=1, keepdim=True).clamp(min=torch.finfo(soft.dtype).tiny)
         confidence, labels = soft.max(dim=1)
-        # A confidence of 0: all that was probable are classes without a prototype.
+        # A confidence of 0: a point outside the image, or all that is probable there are classes without a prototype.
         return labels.masked_fill((confidence < self.settings.threshold) | (confidence == 0), IGNORE)
 
     def _learn(self, logits: Tensor, labels: Tensor, shown: Tensor) -> dict[str, Tensor]:

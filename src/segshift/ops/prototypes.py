@@ -19,6 +19,9 @@ from segshift.types import IGNORE
 _NEAR = 1 / 64
 """Squared distances below this share of the prototype's own scale are summed from differences (`_Space`)."""
 
+_SUMMED = 256
+"""Channels that parts of the gradient's sums are cut for, at least: 8192 pixels are added up in float32, not more."""
+
 _SLAB = 16
 """Channels of one matrix product: MKL copies some megabytes of all channels that it is given."""
 
@@ -176,7 +179,7 @@ class _Distance(torch.autograd.Function):
         of_prototypes = torch.zeros_like(prototypes, dtype=torch.float64) if ctx.needs_input_grad[1] else None
         with torch.autocast(features.device.type, enabled=False):
             space = _Space(prototypes)
-            for image, pixels in _parts(flat, features.shape[1]):
+            for image, pixels in _parts(flat, max(features.shape[1], _SUMMED)):
                 at = image, slice(None), pixels
                 pulls = space.pulls(flat[at], distance[at], grad[at], of_prototypes)
                 if of_features is not None:
@@ -230,7 +233,7 @@ def class_means(
 ) -> tuple[Float[Tensor, "B K D"], Int64[Tensor, "B K"]]:
     """Mean feature and number of the pixels of each class, for each image by itself.
 
-    The same on every call: sums are matrix products in a fixed order, added up in float64.
+    The same on every call: sums are matrix products in a fixed order, of float64.
 
     Args:
         features: (B, D, h, w) finite, also at ignored pixels.
@@ -252,7 +255,7 @@ def class_means(
         for image, pixels in _parts(flat, features.shape[1]):
             member = labels[image, pixels] == ids
             counts[image] += member.sum(dim=1)
-            sums[image] += member.float() @ flat[image, :, pixels].float().T
+            sums[image] += member.double() @ flat[image, :, pixels].double().T
     return (sums / counts.clamp(min=1).unsqueeze(-1)).float(), counts
 
 
