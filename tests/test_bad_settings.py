@@ -128,11 +128,17 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "run.yaml that is a list": (_config("- a\n- b\n"), ("run.yaml", "holds a list", "key: value")),
     "run.yaml with a key that is no text": (_config("5: 6\n" + STAGES), ("run.yaml", "5")),
     "run.yaml without stages": (_config("seed: 1\n"), ("no stages", "--recipe")),
-    "run.yaml without stages but a control": (_config("control: a\n", "--no-control"), ("control", "no training stage")),
+    "run.yaml without stages but a control": (
+        _config("control: a\n", "--no-control"),
+        ("control", "no training stage"),
+    ),
     "stages that are a number": (_config("stages: 5", "--set", "one.steps=3"), ("run.yaml", "stages", "5")),
     "stages of numbers": (_config("stages: [5]", "--set", "one.steps=3"), ("run.yaml", "stages.0", "5")),
     "stage without a name": (_config("control: a\nstages: [{steps: 1}]", "--no-control"), ("stages.0.name", "missing")),
-    "stage with steps missing": (_config("stages: [{name: one, method: advent}]"), ("'one'", "steps must be at least 1")),
+    "stage with steps missing": (
+        _config("stages: [{name: one, method: advent}]"),
+        ("'one'", "steps must be at least 1"),
+    ),
     "two stages of one name": (
         _config("stages: [{name: a, method: advent, steps: 1}, {name: a, method: advent, steps: 1}]"),
         ("'a'", "two"),

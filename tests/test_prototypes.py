@@ -303,6 +303,8 @@ def test_far_from_all_prototypes_it_is_the_differences_that_count() -> None:
     distance = torch.tensor([8e6, 8e6 + 0.5]).view(1, 2, 1, 1)
     weight = prototype_weight(distance, 1.7)
     torch.testing.assert_close(weight.flatten(), torch.tensor([0.0, -0.85]).softmax(0))
+    with_absent = torch.cat([distance, torch.zeros(1, 1, 1, 1)], dim=1)
+    assert torch.equal(prototype_weight(with_absent, 1.7, torch.tensor([True, True, False]))[:, :2], weight)
 
 
 def test_weights_pass_gradients_of_the_distances() -> None:

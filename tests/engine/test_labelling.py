@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from label_makers import (
     CLASSES,
     NAMES,
     SIZE,
+    Channels,
     contents,
     counts,
     domain_at,
@@ -79,7 +81,7 @@ RULES: dict[str, tuple[dict[str, Any], Callable[[list[float], list[float]], floa
     # settings → a class's threshold from its own confidences and those of all pixels, both descending
     "class_balanced": ({"portion": 0.3}, lambda own, every: own[int(0.3 * len(own)) - 1]),
     "global": ({"portion": 0.3}, lambda own, every: every[int(0.3 * len(every)) - 1]),
-    "quantile": ({"quantile": 0.2, "cap": 0.55}, lambda own, every: min(0.55, own[::-1][round(len(own) * 0.2)])),
+    "quantile": ({"quantile": 0.2, "cap": 0.45}, lambda own, every: min(0.45, own[::-1][round(len(own) * 0.2)])),
     "fixed": ({"value": 0.7}, lambda own, every: 0.7),
     "argmax": ({}, lambda own, every: 0),
 }
@@ -136,6 +138,24 @@ def test_portions_zero_and_one(tmp_path: Path, domain: Domain, rule: str) -> Non
     known = read(every / "statistics.json")
     assert known["labelled"] == [known["predicted"]]
     np.testing.assert_array_equal(maps(every, "labels", domain), predicted_of(domain)[0].numpy())
+
+
+def test_a_network_that_is_sure_of_everything(tmp_path: Path, domain: Domain) -> None:
+    """Softmax gives exactly 1 then, and so are the thresholds: what is wanted of each class passes all the same."""
+    sure = replace(labeller(portion=0.2, soft_alpha=0.25, split={"value": 0.5}), net=Channels(1e5).eval())
+    make_pseudo_labels(sure, domain, tmp_path, workers=0)
+    assert read_thresholds(tmp_path).tolist() == [1, 1, 1, pytest.approx(OUT_OF_REACH)]
+    labels, full = maps(tmp_path, "labels", domain), maps(tmp_path, "full", domain)
+    assert (labels != IGNORE).mean() > 0.9
+    assert (labels == full)[labels != IGNORE].all()
+    known = read(tmp_path / "statistics.json")
+    assert known["labelled"] == [counts(labels)]
+    assert all(row["score"] > 0.7 for row in known["per_image"])
+    opened = open_pseudo_labels(tmp_path)
+    soft = np.stack([read_soft(tmp_path / "soft" / f"{name}.npz") for name in NAMES])
+    assert (soft.max(axis=3) == 1)[labels != IGNORE].all()
+    assert opened.easy is not None
+    assert sum(opened.easy.values()) == len(NAMES) // 2
 
 
 WRONG = [

@@ -99,7 +99,8 @@ class _Space:
         self.near = length * (length + centre.norm()) * _NEAR
 
     def finish(self, run: Tensor, squared: Tensor) -> None:
-        """Squared distances (K, n) of a run (D, n), of which `squared` holds -2 f eta'."""
+        """Squared distances (K, n) of a run (D, n), of which `squared` holds -2 f eta'. Rounding leaves none below 0:
+        those are near, and sums of squares then."""
         squared += (run - self.centre).square_().sum(dim=0) + self.constant
         near = squared < self.near
         for classes, pixels, difference in self.differences(run, near):
@@ -164,7 +165,7 @@ class _Distance(torch.autograd.Function):
                     squared.addmm_(twice[:, slab], part[slab].float(), beta=float(start > 0))
                 for run in _runs(part):
                     space.finish(part[:, run], squared[:, run])
-            distance.clamp_(min=0).sqrt_()  # all at once: short square roots too go to all threads
+            distance.sqrt_()  # all at once: short square roots too go to all threads
         distance = distance.view(batch, len(prototypes), height, width)
         ctx.save_for_backward(features, prototypes, distance)
         return distance
