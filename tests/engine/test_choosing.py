@@ -204,6 +204,12 @@ def test_the_best_fraction_is_easy(scores: list[float], fraction: float) -> None
     assert easy == [i in wanted for i in range(len(scores))]
 
 
+def test_of_equal_scores_the_earlier_images_are_easy() -> None:
+    """With many images too, where an unstable sort would show."""
+    scores = torch.tensor([0.5, 0.7]).repeat_interleave(2000)
+    assert easy_images(scores, "top_fraction", 0.75).nonzero().flatten().tolist() == [*range(1000), *range(2000, 4000)]
+
+
 def test_easy_by_a_threshold_on_the_score() -> None:
     scores = torch.tensor([0.1, 0.3, 0.5])
     assert easy_images(scores, "threshold", scores[1].item()).tolist() == [False, True, True]
