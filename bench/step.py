@@ -58,6 +58,34 @@ def bare_passes(
         module.zero_grad(set_to_none=True)
 
 
+PASSES = {"source_only": (1, 0), "proda": (3, 1), "distill": (2, 1)}
+"""Batches through the network, both ways, and through a teacher, forward alone; of all other methods: 2 and 0."""
+
+
+def target_batch(image: Tensor, features: Tensor, classes: int) -> Batch:
+    """Everything that any method asks of a target batch; the weak view is mirrored, the strong one turned as well."""
+    size, (height, width) = len(image), image.shape[-2:]
+    device, whole = image.device, torch.eye(3, device=image.device).expand(size, 3, 3).contiguous()
+    weak, turn = whole.clone(), torch.eye(3, dtype=torch.float64, device=device)
+    weak[:, 0, 0], weak[:, 0, 2] = -1, width - 1
+    turn[:2, :2] = torch.tensor([[0.98, -0.2], [0.2, 0.98]], device=device)
+    labels = torch.randint(0, classes, (size, height, width), device=device)
+    return Batch(
+        image,
+        affine=weak,
+        names=("b",),
+        pseudo_label=labels,
+        soft_label=nn.functional.one_hot(labels, classes).permute(0, 3, 1, 2).float(),
+        easy=torch.arange(size, device=device) % 2 == 0,
+        full=image.flip(-1).contiguous(),
+        full_affine=whole,
+        strong=image.flip(-2).contiguous(),
+        strong_affine=(weak.double() @ turn).float(),
+        strong_seen=torch.rand(size, height, width, device=device) > 0.1,
+        soft_full=torch.rand(size, classes, *features.shape[-2:], device=device).softmax(dim=1),
+    )
+
+
 def timed(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -74,18 +102,27 @@ def measure(net_name: str, method_name: str, precision: str, options: argparse.N
     size = (options.batch, options.height, options.width)
     image = torch.rand(size[0], 3, *size[1:], device=device)
     label = torch.randint(0, options.classes, size, device=device)
-    source, target = Batch(image, label, names=("a",)), Batch(image.flip(0), names=("b",))
     maps = torch.rand(size[0], options.classes, *size[1:], device=device)
-    net = NETS[net_name](options.classes, **BUILD[net_name])
+    net, teacher = (NETS[net_name](options.classes, **BUILD[net_name]).to(device) for _ in range(2))
+    with torch.no_grad():
+        features = net(image).features
+    source, target = Batch(image, label, names=("a",)), target_batch(image.flip(0), features, options.classes)
+    prototypes = torch.randn(options.classes, features.shape[1]), torch.ones(options.classes, dtype=torch.bool)
     entry = METHODS[method_name]
-    method = entry.build(entry.settings(), net, Task(options.classes)).to(device).train()
+    task = Task(options.classes, None, prototypes, teacher)
+    method = entry.build(entry.settings(), net, task).to(device).train()
     tuned = method.tuned()
     loop = Loop(10**6, 0, device, precision)
     check = FiniteCheck("bench", Path("none"))
     discriminators = getattr(method, "discriminators", nn.ModuleList())
 
     def bare() -> None:
-        bare_passes(net, discriminators, loop, source, maps, 2 if entry.needs else 1)
+        images, taught = PASSES.get(method_name, (2, 0))
+        bare_passes(net, discriminators, loop, source, maps, images)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        with torch.no_grad(), autocast:
+            for _ in range(taught):
+                teacher(image)
 
     def step() -> None:
         check(0, one_step(method, tuned, source, target, 0, loop), source, target)

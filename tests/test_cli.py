@@ -20,7 +20,7 @@ from typer.core import TyperGroup, TyperOption
 from segshift import cli, demo_data, recipes
 from segshift.config import RunSettings, StageSettings, validated
 from segshift.data.classes import read_classes
-from segshift.setup import stage_settings, open_domains
+from segshift.setup import open_domains, stage_settings
 from workbench import COLOURS, NAMES, Pair, assert_told, assert_whole, environment, label, make_pair, save, segshift
 
 VERBS = ("demo", "check", "adapt", "evaluate", "predict", "report", "compare", "recipes")

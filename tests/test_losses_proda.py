@@ -130,6 +130,17 @@ def test_probabilities_below_the_clamp_still_count_as_much() -> None:
     assert found.item() == pytest.approx(2e-7 * REVERSE, rel=1e-4)
 
 
+@pytest.mark.parametrize(("logit", "learns"), [(-15.0, True), (-17.0, False), (-40.0, False)])
+def test_probabilities_below_the_clamp_have_no_gradient(logit: float, learns: bool) -> None:
+    """exp(-16.1) is 1e-7."""
+    label = torch.zeros(1, 1, 1, dtype=torch.int64)
+    _, found = gradient(
+        lambda z: losses.symmetric_cross_entropy(z, label, 0.0, 1.0), torch.tensor([0.0, logit]).view(1, 2, 1, 1)
+    )
+    assert (found[0, 1] > 0).item() is learns
+    assert (found == 0).all().item() is not learns
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(-0.1, 1.0), (0.1, -1.0), (math.nan, 1.0), (1.0, math.nan)])
 def test_symmetric_cross_entropy_refuses_negative_weights(alpha: float, beta: float) -> None:
     with pytest.raises(ValueError, match="alpha and beta must not be negative"):

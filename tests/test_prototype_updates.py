@@ -142,7 +142,7 @@ def test_an_update_with_nothing_to_see_changes_nothing() -> None:
 
 def test_updates_record_no_graph_and_keep_the_type() -> None:
     features, labels = labelled()
-    for dtype in (torch.float32, torch.float64):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
         prototypes = normal(5, 7).to(dtype).requires_grad_()
         after, _ = update_prototypes(
             prototypes, torch.ones(5, dtype=torch.bool), features.requires_grad_(), labels, 0.5

@@ -33,6 +33,7 @@ from segshift.nets.weights import load_published
 from segshift.production import Production
 from segshift.setup import (
     check_needs,
+    check_uses,
     digest,
     dump_yaml,
     keep_apart,
@@ -87,6 +88,7 @@ class Run:
         built = {name: METHODS[self._method(name)].build(own, net, task) for name, own in self.methods.items()}
         self.needs = {name: method.needs for name, method in built.items()}
         check_needs(self.settings.stages, self.needs)
+        check_uses(self.settings.stages, self.methods)
         weights = self.settings.net.checkpoint
         self._weights = sha256(weights) if weights else None
 

@@ -203,6 +203,26 @@ def check_needs(stages: Sequence[StageSettings], needs: Mapping[str, frozenset[s
             )
 
 
+def check_uses(stages: Sequence[StageSettings], methods: Mapping[str, MethodSettings]) -> None:
+    """Make sure, before anything is trained, that methods get the prototypes and the teacher that they start from.
+
+    Raises:
+        UserError: names the stage and what to add.
+    """
+    for stage in stages:
+        own = methods.get(stage.name)
+        if own is not None and own.wants_prototypes and stage.prototypes is None:
+            raise UserError(
+                f"stage {stage.name}: {stage.method} with these settings starts from prototypes, and none are named",
+                remedy="put a stage with `produce: prototypes` before it and name that one in its `prototypes`",
+            )
+        if own is not None and own.wants_teacher and stage.teacher is None:
+            raise UserError(
+                f"stage {stage.name}: {stage.method} learns from another network, and none is named",
+                remedy="name an earlier training stage in its `teacher`",
+            )
+
+
 def _provides(settings: Settings) -> frozenset[str]:
     """Fields that a batch carries with what a stage of these settings made."""
     if isinstance(settings, LabelSettings):

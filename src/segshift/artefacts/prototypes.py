@@ -65,6 +65,11 @@ def read_prototypes(folder: Path, classes: tuple[str, ...]) -> Prototypes:
             f"those of this run: {', '.join(classes)}",
             "make them with a network of this class list",
         )
+    if not prototypes.present.any():
+        raise UserError(
+            f"the prototypes in {path} are of no class: no image has enough pixels of any",
+            remedy="lower `minimum_pixels` of the stage that makes them",
+        )
     if not torch.isfinite(prototypes.means).all():
         raise UserError(f"the prototypes in {path} are not finite", remedy="train the stage that they are of again")
     return prototypes

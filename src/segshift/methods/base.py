@@ -33,6 +33,16 @@ class MethodSettings(Settings):
         """Whether the method needs `Task.class_shares`; counting them reads every label file of the source."""
         return False
 
+    @property
+    def wants_prototypes(self) -> bool:
+        """Whether the method needs `Task.prototypes`."""
+        return False
+
+    @property
+    def wants_teacher(self) -> bool:
+        """Whether the method needs `Task.teacher`."""
+        return False
+
 
 class OptimizerSettings(Settings):
     """Optimiser of the segmentation network. Defaults: ADVENT release, config.py (SGD, methods.md section 1)."""

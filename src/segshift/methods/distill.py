@@ -36,6 +36,10 @@ class DistillSettings(SelfTrainingSettings):
     resolution: int = Field(4, ge=1, description="the target's losses are at 1/resolution of the view")
     optimizer: DistillRate = DistillRate()
 
+    @property
+    def wants_teacher(self) -> bool:
+        return self.kd_weight > 0
+
 
 class Distill(Method):
     """L = CE_s + CE_t(hard labels) + w KL(teacher ‖ student), the target's terms on strong views."""

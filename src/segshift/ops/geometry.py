@@ -124,11 +124,8 @@ def _bilinear(x: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:
     # beyond them at the value of the border.
     spans = (max(x.shape[3] - 1, 1), max(x.shape[2] - 1, 1))
     grid = torch.stack([(place * (2 / span) - 1) for place, span in zip(places, spans, strict=True)], dim=-1)
-    with torch.autocast(x.device.type, enabled=False):
-        seen: Tensor = F.grid_sample(
-            x, grid.float().unsqueeze(0), "bilinear", padding_mode="border", align_corners=True
-        )
-        return seen
+    seen: Tensor = F.grid_sample(x, grid.float().unsqueeze(0), "bilinear", padding_mode="border", align_corners=True)
+    return seen
 
 
 def grid_affine(

@@ -76,7 +76,8 @@ def _runs(part: Float[Tensor, "D n"]) -> Iterator[slice]:
     short operations waits for another thread, which takes milliseconds each where cores are shared.
     """
     depth, pixels = part.shape
-    step = max(1, ((1 << 15) - 1) // max(1, depth)) if part.device.type == "cpu" else max(1, pixels)
+    elements = (1 << 15) - 1 if part.device.type == "cpu" else 1 << 21
+    step = max(1, elements // max(1, depth))
     for start in range(0, pixels, step):
         yield slice(start, start + step)
 
