@@ -55,6 +55,7 @@ ROWS = [
         of=("advent", CONTROL),
     ),
     Row("source_control_1000", (), "1000 more steps on the source: the control of two rounds", of=("cbst", CONTROL)),
+    Row("source_control_1500", (), "1500 more steps: the control of ProDA's three stages", of=("proda", CONTROL)),
     Row(
         "source_only_long",
         ("--method", "source_only", "--set", "source_only.steps=1300"),
@@ -71,6 +72,9 @@ ROWS = [
     Row("crst", ("--method", "crst"), "round 1, then 500 steps on labels of its network", control=TWO),
     Row("tpld phase 1", (), "source_only, then 500 steps on labels densified by voting", of=("tpld", "tpld_1")),
     Row("tpld", ("--method", "tpld"), "phase 1, then 500 steps: easy images in full, hard ones aligned", control=TWO),
+    Row("proda warm-up", (), "source_only, then 500 steps of adaptsegnet", of=("proda", "warm_up")),
+    Row("proda stage 1", (), "warm-up, then 500 steps on denoised labels", of=("proda", "denoise"), control=TWO),
+    Row("proda", ("--method", "proda"), "stage 1, then 500 steps of distillation", control="source_control_1500"),
     Row(
         "oracle",
         ("--method", "source_only", "--set", "source_only.steps=1300", "--set", "batch_size=8"),
@@ -79,7 +83,7 @@ ROWS = [
 ]
 
 
-SELF_TRAINING = ("self_training", "cbst", "crst", "tpld")
+SELF_TRAINING = ("self_training", "cbst", "crst", "tpld", "proda")
 """Methods whose pseudo-labels are measured, after training, on the training images' truth."""
 
 
@@ -236,8 +240,8 @@ def write_page(options: argparse.Namespace) -> None:
         "",
         *label_table(runs, options.seeds),
         "",
-        "*over*: points of mIoU over that row of the same seed; *its control*: source_control, or source_control_1000"
-        " for two rounds. *of the gap*: how much of the way from that row to"
+        "*over*: points of mIoU over that row of the same seed; *its control*: source_control, or the one as long"
+        " as the row. *of the gap*: how much of the way from that row to"
         " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage.",
         "",
         f"Machine: {machine.get('processor', platform.processor())}, {machine.get('cores', os.cpu_count())} cores,"

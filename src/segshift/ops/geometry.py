@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-_UNCERTAIN = 1e-3
+_UNCERTAIN = 2.5e-4
 """Pixels by which a place may be off: float32 affines of images 2048 wide are up to 2e-4 (tests/test_warp.py)."""
 
 
@@ -30,7 +30,7 @@ def warp(
     """Take a map from its grid to another grid of the same image: pixel q gets x at from_affine^-1 to_affine q.
 
     A map (C, H, W) covers the area of its pixels, half a pixel beyond the outermost centres, where it stays constant.
-    Places within a thousandth of a pixel of it count as inside, and so for ties: of two equally near pixels `nearest`
+    Places closer to it than a 4000th of a pixel count as inside, and so for ties: of two equally near pixels `nearest`
     takes the right or lower one, as labels are resized. Where a grid differs from the other by whole pixels and flips
     alone, values are copied exactly. `bilinear` places are right to 5e-4 pixels of a map 2048 wide.
 
