@@ -31,6 +31,7 @@ bench: .venv/.installed-dev
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/thresholds.py
 	$(BIN)/python bench/window_vote.py
+	$(BIN)/python bench/prototypes.py
 
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -28,7 +28,7 @@ def sample(
         points = torch.stack([x, y, torch.ones_like(x)]).flatten(1)
         points = affine[b].double().inverse() @ (to_affine[b].double() @ points)
         last = torch.tensor([view.shape[-1] - 1, view.shape[-2] - 1])
-        nudge = 1e-3 if mode == "nearest" else 0.0  # of two pixels equally near it is the right or lower one
+        nudge = 2.5e-4 if mode == "nearest" else 0.0  # of two pixels equally near it is the right or lower one
         at = ((points[:2].T + nudge) / last * 2 - 1).reshape(1, *to, 2)
         beyond = (points[:2].T - last / 2).abs() - last / 2  # pixels from the outermost centres outwards
         found = F.grid_sample(values[b : b + 1].double(), at, mode, "border", align_corners=True)

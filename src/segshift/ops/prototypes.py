@@ -35,7 +35,7 @@ def prototype_distance(
     B K D h w differences: beside the distances the forward pass holds less than 2 MB (10 MB where the features are not
     float32), beside the gradients the backward pass 12 MB. Features cut out of a larger map are copied first.
 
-    Precision: within 2e-5 of the distance (relative), also of tiny ones, and exactly 0 where a feature is a prototype.
+    Precision: within 3e-5 of the distance (relative), also of tiny ones, and exactly 0 where a feature is a prototype.
     Of |f|^2 - 2 f eta + |eta|^2 the leading digits cancel where f is close to eta; therefore lengths are taken from the
     mean prototype, and the distances that are still too small for this are summed from differences (more work: where
     every pixel is that close to a prototype, several times as much).
