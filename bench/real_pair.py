@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segshift import recipes
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
 
@@ -32,7 +34,8 @@ class Row:
     """One row of the table: its name, the words of its command, and what it is.
 
     `ensemble` names two rows whose models are averaged; `of` a row and the stage on the way to it that this is: no
-    command is needed. `control` is the row that trained on the source alone for as long.
+    command is needed. `control` is the row that trained on the source alone for as long. `alone`: it has a table of
+    its own and is no row of the others'.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Row:
     ensemble: tuple[str, str] | None = None
     of: tuple[str, str] | None = None
     control: str = "source_control"
+    alone: bool = False
 
 
 CONTROL, TWO = "source_control", "source_control_1000"
@@ -75,6 +79,7 @@ ROWS = [
     Row("proda warm-up", (), "source_only, then 500 steps of adaptsegnet", of=("proda", "warm_up")),
     Row("proda stage 1", (), "warm-up, then 500 steps on denoised labels", of=("proda", "denoise"), control=TWO),
     Row("proda", ("--method", "proda"), "stage 1, then 500 steps of distillation", control="source_control_1500"),
+    Row("proda_ablation", ("--recipe", "cpu/proda_ablation"), "ProDA with more and more of its parts", alone=True),
     Row(
         "oracle",
         ("--method", "source_only", "--set", "source_only.steps=1300", "--set", "batch_size=8"),
@@ -82,6 +87,12 @@ ROWS = [
     ),
 ]
 
+
+ABLATION = [
+    Row(f"proda ablation: {part['name']}", (), "", of=("proda_ablation", part["stage"]))
+    for part in recipes.read("cpu/proda_ablation")["ablation"]
+]
+"""The rows of ProDA's ablation, as its recipe names them."""
 
 SELF_TRAINING = ("self_training", "cbst", "crst", "tpld", "proda")
 """Methods whose pseudo-labels are measured, after training, on the training images' truth."""
@@ -99,7 +110,7 @@ def commands(row: Row, data: str, runs: str, seed: int) -> list[list[str]]:
     places = ("--source", source, "--target", f"{data}/camvid/train", "--val", f"{data}/camvid/val")
     classes = ("--classes", f"{data}/classes.json")
     fixed: tuple[str, ...] = ("--set", f"seed={seed}", "--set", "size=[320,240]")
-    if row.words[1] in SELF_TRAINING:
+    if row.words[1].removeprefix("cpu/").removesuffix("_ablation") in SELF_TRAINING:
         truth = f"truth={{root: {data}/camvid, images: train/images, labels: train_truth/labels}}"
         fixed += ("--set", truth)
     return [["segshift", "adapt", *row.words, *places, *classes, *fixed, "--out", run]]
@@ -168,7 +179,7 @@ def gain_cells(
 
 
 def table(runs: Path, seeds: list[int]) -> list[str]:
-    found = {row.name: {s: m for s in seeds if (m := metrics_of(row, runs, s))} for row in ROWS}
+    found = {row.name: {s: m for s in seeds if (m := metrics_of(row, runs, s))} for row in ROWS if not row.alone}
     classes: list[str] = next((m["classes"] for by_seed in found.values() for m in by_seed.values()), [])
     lines = [
         "| method | seeds | mIoU | over source_only | of the gap | over its control | of the gap | "
@@ -177,7 +188,7 @@ def table(runs: Path, seeds: list[int]) -> list[str]:
         "|---|" + "---:|" * (8 + len(classes)),
     ]
     for row in ROWS:
-        by_seed = found[row.name]
+        by_seed = found.get(row.name)
         if not by_seed:
             continue
         miou = {s: m["miou"] for s, m in by_seed.items()}
@@ -197,6 +208,42 @@ def table(runs: Path, seeds: list[int]) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def ablation_table(runs: Path, seeds: list[int]) -> list[str]:
+    """mIoU of every row of the ablation, and its gains over the row above it and over the first."""
+    found = [{s: m for s in seeds if (m := metrics_of(row, runs, s))} for row in ABLATION]
+    oracle = next(row for row in ROWS if row.name == "oracle")
+    bound = {s: m for s in seeds if (m := metrics_of(oracle, runs, s))}
+    if not any(found):
+        return []
+    lines = [
+        "| row | seeds | mIoU | over the row above | over source_only | of the gap |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row, above, by_seed in zip(ABLATION, [{}, *found], found, strict=False):
+        if by_seed:
+            miou = {s: m["miou"] for s, m in by_seed.items()}
+            shown = [row.name.partition(": ")[2], ", ".join(map(str, by_seed)), percent(list(miou.values()))]
+            shown += [gain_cells(miou, above, {})[0], *gain_cells(miou, found[0], bound)]
+            lines.append("| " + " | ".join(shown) + " |")
+    return lines
+
+
+def ablation_section(runs: Path, seeds: list[int]) -> list[str]:
+    """ProDA's ablation, where it was run: heading, table, a sentence."""
+    lines = ablation_table(runs, seeds)
+    if not lines:
+        return []
+    return [
+        "### Ablation of ProDA",
+        "",
+        "`--recipe cpu/proda_ablation`: each row has one part more than the row above it; the rows of stage 1 start"
+        " from the same warm-up and train for as long. The last row is the `proda` of the table above.",
+        "",
+        *lines,
+        "",
+    ]
 
 
 def label_table(runs: Path, seeds: list[int]) -> list[str]:
@@ -240,6 +287,7 @@ def write_page(options: argparse.Namespace) -> None:
         "",
         *label_table(runs, options.seeds),
         "",
+        *ablation_section(runs, options.seeds),
         "*over*: points of mIoU over that row of the same seed; *its control*: source_control, or the one as long"
         " as the row. *of the gap*: how much of the way from that row to"
         " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage.",
@@ -249,7 +297,7 @@ def write_page(options: argparse.Namespace) -> None:
         "",
         "| row | what |",
         "|---|---|",
-        *[f"| {row.name} | {row.about} |" for row in ROWS],
+        *[f"| {row.name} | {row.about} |" for row in ROWS if not row.alone],
         "",
         "Commands (of the first seed; `bench/real_pair.py` runs them all):",
         "",

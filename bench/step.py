@@ -25,19 +25,19 @@ from segshift.engine.memory import keep_freed_memory
 from segshift.engine.trainer import FiniteCheck, Loop, one_step
 from segshift.methods import METHODS
 from segshift.methods.base import Task, levels
+from segshift.methods.weak_labels import WeakLabels
 from segshift.nets import NETS
-from segshift.types import Batch
+from segshift.types import IGNORE, Batch
 
 BUILD: dict[str, dict[str, Any]] = {"deeplab_lite": {"weights": "none"}, "deeplab_v2_resnet101": {"aux": True}}
 
 
-def bare_passes(
-    net: nn.Module, discriminators: nn.ModuleList, loop: Loop, batch: Batch, maps: Tensor, images: int
-) -> None:
-    """The network passes of a step: `images` batches through the network, and three through each discriminator.
+Shown = list[tuple[nn.Module, Tensor]]
+"""Discriminators with what stands for what they are shown, made beforehand: (B, K, H, W) maps, (B, K, D) features."""
 
-    `maps` stands for what discriminators are shown: (B, K, H, W), made beforehand.
-    """
+
+def bare_passes(net: nn.Module, discriminators: Shown, loop: Loop, batch: Batch, images: int) -> None:
+    """The network passes of a step: `images` batches through the network, and three through each discriminator."""
 
     def both_ways(module: nn.Module, inputs: Tensor) -> list[Tensor]:
         with torch.autocast(loop.device.type, torch.bfloat16, enabled=loop.precision == "bf16"):
@@ -48,18 +48,21 @@ def bare_passes(
 
     for _ in range(images):
         both_ways(net, batch.image)
-    for discriminator in discriminators:
+    for discriminator, maps in discriminators:
         discriminator.requires_grad_(False)
         both_ways(discriminator, maps.detach().requires_grad_())
         discriminator.requires_grad_(True)
         both_ways(discriminator, maps.detach())
         both_ways(discriminator, maps.detach())
-    for module in (net, discriminators):
+    for module in (net, *(discriminator for discriminator, _ in discriminators)):
         module.zero_grad(set_to_none=True)
 
 
 PASSES = {"source_only": (1, 0), "proda": (3, 1), "distill": (2, 1)}
 """Batches through the network, both ways, and through a teacher, forward alone; of all other methods: 2 and 0."""
+
+SETTINGS: dict[str, dict[str, Any]] = {"weak_labels": {"mode": "points"}}
+"""Settings of a method that are not its defaults: those under which its step does most."""
 
 
 def target_batch(image: Tensor, features: Tensor, classes: int) -> Batch:
@@ -83,6 +86,9 @@ def target_batch(image: Tensor, features: Tensor, classes: int) -> Batch:
         strong_affine=(weak.double() @ turn).float(),
         strong_seen=torch.rand(size, height, width, device=device) > 0.1,
         soft_full=torch.rand(size, classes, *features.shape[-2:], device=device).softmax(dim=1),
+        tags=torch.randint(-1, 2, (size, classes), device=device).float(),
+        points=labels.where(torch.rand(size, height, width, device=device) < 0.01, IGNORE),
+        seen=torch.ones(size, height, width, dtype=torch.bool, device=device),
     )
 
 
@@ -110,15 +116,17 @@ def measure(net_name: str, method_name: str, precision: str, options: argparse.N
     prototypes = torch.randn(options.classes, features.shape[1]), torch.ones(options.classes, dtype=torch.bool)
     entry = METHODS[method_name]
     task = Task(options.classes, None, prototypes, teacher)
-    method = entry.build(entry.settings(), net, task).to(device).train()
+    method = entry.build(entry.settings(**SETTINGS.get(method_name, {})), net, task).to(device).train()
     tuned = method.tuned()
     loop = Loop(10**6, 0, device, precision)
     check = FiniteCheck("bench", Path("none"))
-    discriminators = getattr(method, "discriminators", nn.ModuleList())
+    shown = [(discriminator, maps) for discriminator in getattr(method, "discriminators", nn.ModuleList())]
+    if isinstance(method, WeakLabels):
+        shown.append((method.categories, torch.randn(size[0], options.classes, features.shape[1], device=device)))
 
     def bare() -> None:
         images, taught = PASSES.get(method_name, (2, 0))
-        bare_passes(net, discriminators, loop, source, maps, images)
+        bare_passes(net, shown, loop, source, images)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         with torch.no_grad(), autocast:
             for _ in range(taught):

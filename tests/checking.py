@@ -13,7 +13,13 @@ SELF_CHECKED = {
     Literal["imagenet", "none"]: str,
     Literal["caffe", "imagenet", "none", "tf"]: str,
     Literal[
-        "torchvision_resnet101", "torchvision_vgg16", "caffe_resnet101", "advent", "proda", "efficientnet_lite0"
+        "torchvision_resnet101",
+        "torchvision_vgg16",
+        "caffe_resnet101",
+        "simclr_v2_resnet101",
+        "advent",
+        "proda",
+        "efficientnet_lite0",
     ]: str,
     Literal[2, 4]: int,
 }

@@ -18,6 +18,7 @@ class SmallNet(SegmentationNet):
 
     def __init__(self, num_classes: int, batch_norm: BatchNormPolicy = "train") -> None:
         super().__init__(num_classes, batch_norm)
+        self.num_features = 12
         self.body = nn.Conv2d(3, 12, 4, stride=4)
         self.norm = nn.BatchNorm2d(12)
         self.drop = nn.Dropout(0.2)

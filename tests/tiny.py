@@ -28,6 +28,7 @@ class TinyNet(SegmentationNet):
 
     def __init__(self, aux: bool = False, batch_norm: BatchNormPolicy = "as-reference", seed: int = 0) -> None:
         super().__init__(CLASSES, batch_norm, has_aux=aux)
+        self.num_features = FEATURES
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False)
@@ -63,6 +64,7 @@ def target_batch(step: int, size: int = 2) -> Batch:
 
     Every other image, from the first on, is easy: all of its pixels have a pseudo-label. Of the others a fifth do.
     The views are the upper part of the whole images, and that part mirrored, moved to the right and brightened.
+    Every other image has weak labels: a class that is there, one that is not, one that nobody knows of, two points.
     """
     source = source_batch(step + 500, size)
     assert source.label is not None
@@ -87,7 +89,18 @@ def target_batch(step: int, size: int = 2) -> Batch:
         strong_affine=strong_affine,
         strong_seen=strong_seen,
         soft_full=torch.rand(size, CLASSES, HEIGHT // 4, WIDTH // 4, generator=generator).log().mul(-3).softmax(1),
+        tags=torch.tensor([[1.0, 0, -1], [-1, -1, -1]]).repeat(-(-size // 2), 1)[:size],
+        points=pointed(truth),
+        seen=torch.arange(image.shape[-1]).expand(size, *image.shape[-2:]) < WIDTH - 9,
     )
+
+
+def pointed(truth: Tensor) -> Tensor:
+    """The truth (B, H, W) in two small squares of every other image, from the first on."""
+    points = torch.full_like(truth, IGNORE)
+    for rows, columns in ((slice(4, 8), slice(8, 12)), (slice(20, 23), slice(16, 19))):
+        points[::2, rows, columns] = truth[::2, rows, columns]
+    return points
 
 
 def strengthened(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from segshift.api import adapt as adapt
     from segshift.api import check as check
     from segshift.api import evaluate as evaluate
+    from segshift.api import features as features
     from segshift.api import load as load
     from segshift.api import predict as predict
 
-__all__ = ["__version__", "adapt", "check", "evaluate", "load", "predict"]
+__all__ = ["__version__", "adapt", "check", "evaluate", "features", "load", "predict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,10 +18,13 @@ from segshift.engine.model import Model, load_model, model_folder
 from segshift.engine.predict import Predicted, predict_folder
 from segshift.engine.progress import console, track
 from segshift.errors import UserError, nearest
+from segshift.feature_pictures import Asked, draw_features
 from segshift.methods import METHODS
 from segshift.outcome import finish
+from segshift.report import build_report
 from segshift.run import Run
-from segshift.setup import devices, has_bf16, keep_apart, open_domains
+from segshift.setup import devices, has_bf16, keep_apart, locked, open_domains
+from segshift.supervision import read_weak_labels
 
 StrPath = str | Path
 
@@ -60,6 +63,7 @@ def compose(
     target: StrPath | None = None,
     val: StrPath | None = None,
     classes: StrPath | None = None,
+    weak: StrPath | None = None,
     set: Sequence[str] = (),
     control: bool = True,
 ) -> RunSettings:
@@ -72,6 +76,7 @@ def compose(
         data: YAML that says where the data lies: classes, source, target, val.
         source, target, val: folders; val is a labelled part of the target, for evaluation only.
         classes: file with the class list.
+        weak: file of weak labels of the target's images.
         set: assignments such as "advent.steps=500".
         control: False leaves the source-only control out of the comparison, and out of the training where no stage
             starts from it.
@@ -104,6 +109,8 @@ def compose(
             content = merge(content, {part: {"root": str(root)}})
     if classes is not None:
         content["classes"] = str(classes)
+    if weak is not None:
+        content["weak"] = str(weak)
     content = apply_set(content, list(set))
     files = [str(origin) for origin in (config or recipe, data) if origin]
     settings = validated(RunSettings, content, " with ".join([*files, *(["--set"] if set else [])]) or "settings")
@@ -113,6 +120,7 @@ def compose(
 def _without_control(settings: RunSettings) -> RunSettings:
     """The same run with no control in the comparison, and without its training where nothing needs it."""
     needed = {stage.init for stage in settings.stages} | {stage.name for stage in settings.stages[-1:]}
+    needed |= {row.stage for row in settings.ablation}
     stages = tuple(s for s in settings.stages if s.name != settings.control or s.name in needed)
     return settings.model_copy(update={"control": None, "stages": stages})
 
@@ -148,6 +156,7 @@ def check(out: StrPath, config: StrPath | None = None, **settings: Any) -> check
     try:
         domains = open_domains(composed)
         keep_apart(Path(out), domains)
+        read_weak_labels(composed, domains)
     except UserError as error:
         return checking.Checked([error], [], [], [])
     return checking.check(domains, Path(out), composed.workers)
@@ -280,3 +289,36 @@ def predict(
         device=where,
         precision=_precision(known, where),
     )
+
+
+def features(
+    run: StrPath,
+    *,
+    embed: str = "pca",
+    stages: Sequence[str] | None = None,
+    domains: Sequence[str] | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Draw the features of a run's stages on a plane, measure how compact the classes are, and write the report again.
+
+    Args:
+        run: the folder of a finished run.
+        embed: pca, tsne (extra `embed`) or umap (extra `umap`).
+        stages: names of training stages; None: those on the way to the result, and the control, four at most.
+        domains: of val, target and source, the first one is measured; None: `val`, or `target` where the run has none.
+
+    Returns:
+        The content of features.json, see `segshift.feature_pictures.draw_features`.
+
+    Raises:
+        UserError: a stage, a domain or a package is not there, or a file cannot be used.
+    """
+    root, where = Path(run), devices(device)
+    if not (root / "run.yaml").exists():
+        raise UserError(f"{root} has no run.yaml", "the folder of a run", "name the folder that adapt wrote with --out")
+    settings = validated(RunSettings, read_yaml(root / "run.yaml"), "run.yaml")
+    asked = Asked(embed, tuple(stages) if stages else None, tuple(domains) if domains else None)
+    with locked(root):
+        drawn = draw_features(root, settings, asked, where)
+        build_report(root)
+    return drawn

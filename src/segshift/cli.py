@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segshift import __version__
+from segshift import __version__, labels_cli
 from segshift.errors import Interrupted, UserError, gist
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(labels_cli.app, name="labels")
 
 SHOWN = 4
 """Problems that `check` spells out; more would leave the screen."""
@@ -105,6 +106,9 @@ def adapt(
     val: Val = None,
     classes: Classes = None,
     data: Data = None,
+    weak: Annotated[
+        Path | None, typer.Option(help="weak labels of target images, from `segshift annotate`; for weak_labels")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="such as advent, cbst or tpld; `segshift recipes` lists them")
     ] = None,
@@ -125,6 +129,7 @@ def adapt(
         "val": val,
         "classes": classes,
         "data": data,
+        "weak": weak,
         "method": method,
         "recipe": recipe,
         "set": sets or [],
@@ -188,6 +193,54 @@ def predict(
     options = _options(flip, scales, window)
     done = api.predict(run, images, out, others=others or [], options=options, device=device)
     typer.echo(f"{done.written} images segmented, {done.skipped} were finished before: {out.resolve()}")
+
+
+@app.command()
+def annotate(
+    images: Annotated[Path, typer.Option(help="folder of the images to label")],
+    classes: Annotated[Path, typer.Option(help="class list: YAML, JSON, or a name a line")],
+    out: Annotated[Path, typer.Option(help="the file of labels; what it holds is gone on with")] = Path("weak.jsonl"),
+    suggest: Annotated[
+        Path | None, typer.Option(help="a run whose predicted tags are shown as suggestions, most useful image first")
+    ] = None,
+    who: Annotated[str | None, typer.Option(help="name to write into each label")] = None,
+    host: Annotated[str, typer.Option(help="a loopback address")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free one")] = 8765,
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="open the page in the browser")] = True,
+    device: Device = "auto",
+) -> None:
+    """Label images with tags and points on a local page, by keyboard and mouse. Every action is saved at once."""
+    from segshift.annotate import serve
+
+    serve.annotate(
+        images, classes, out,
+        suggest=suggest, host=host, port=port, who=who, browse=browse, device=device, say=typer.echo,
+    )  # fmt: skip
+
+
+@app.command()
+def features(
+    run: Annotated[Path, typer.Argument(help="a finished run's folder")],
+    embed: Annotated[str, typer.Option(help="map to draw: pca, tsne (extra `embed`) or umap (extra `umap`)")] = "pca",
+    stages: Annotated[
+        str | None, typer.Option(help="stages by commas; default: those on the way to the result, four at most")
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="val, target or source; val,source draws both; default: val if there is one")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Draw the features of a run's stages into its report, class by class, and say how compact the classes are."""
+    from segshift import api
+
+    names = [[name.strip() for name in given.split(",")] if given else None for given in (stages, domain)]
+    drawn = api.features(run, embed=embed, stages=names[0], domains=names[1], device=device)
+    width = max(len(stage["name"]) for stage in drawn["stages"])
+    typer.echo("compactness, within classes over between them; lower is more compact")
+    for stage in drawn["stages"]:
+        value = stage["compactness"]
+        typer.echo(f"{stage['name']:<{width}}  {'not known' if value is None else format(value, '.3f')}")
+    typer.echo(f"report: {(run / 'report.html').resolve()}")
 
 
 @app.command()

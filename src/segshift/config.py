@@ -33,6 +33,22 @@ class NetSettings(_Settings):
     layout: LayoutName | None = Field(None, description="key layout of `checkpoint`: see segshift.nets.weights")
 
 
+class StageNetSettings(_Settings):
+    """A stage's own network. Without `name`, what is not said is that of the network it would have otherwise (of its
+    `init`, or the run's), options one by one; with it, all is as it stands here."""
+
+    name: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the network's builder")
+    checkpoint: Path | None = Field(None, description="published weights to start from; needs `layout`")
+    layout: LayoutName | None = Field(None, description="key layout of `checkpoint`: see segshift.nets.weights")
+
+    @model_validator(mode="after")
+    def _pair(self) -> StageNetSettings:
+        if (self.checkpoint is None) != (self.layout is None):
+            raise ValueError("`checkpoint` and `layout` go together")
+        return self
+
+
 Product = Literal["pseudo_labels", "soft_labels", "prototypes"]
 
 
@@ -82,10 +98,16 @@ class StageSettings(_Settings):
     init: str | None = Field(
         None, description="earlier stage whose network this one starts from or labels with; None: `net`"
     )
+    net: StageNetSettings | None = Field(
+        None, description="a training stage's own network; None: that of `init`, or the run's"
+    )
     labels: str | None = Field(None, description="earlier stage whose pseudo-labels this one trains on")
     soft_labels: str | None = Field(None, description="earlier stage whose soft labels this one trains on")
     prototypes: str | None = Field(None, description="earlier stage whose prototypes this one starts from")
     teacher: str | None = Field(None, description="earlier training stage whose network this one learns from")
+    weak_images: int | None = Field(
+        None, ge=0, description="learn from the weak labels of so many images only, a seeded choice; None: of all"
+    )
     source_augment: AugmentSettings | None = Field(None, description="instead of the run's, in this stage")
     target_augment: AugmentSettings | None = Field(None, description="instead of the run's, in this stage")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the method, or of the labels")
@@ -96,11 +118,15 @@ class StageSettings(_Settings):
             raise ValueError(f"stage {self.name!r} needs either `method` (it trains) or `produce` (it makes labels)")
         if self.method is not None and not self.steps:
             raise ValueError(f"stage {self.name!r}: steps must be at least 1")
-        if self.produce is not None and (self.steps or self.uses):
-            wrong = ["steps"] * bool(self.steps) + list(self.uses)
+        fields = type(self).model_fields
+        wrong = [key for key in (*_OF_TRAINING, *TAKES) if getattr(self, key) != fields[key].default]
+        if self.produce is not None and wrong:
             raise ValueError(f"stage {self.name!r} makes {self.produce}: it takes no {' or '.join(wrong)}")
         if self.produce is not None and self.init is None:
             raise ValueError(f"stage {self.name!r}: `init` must name the stage whose network makes the labels")
+        if self.init is not None and self.net is not None and self.net.checkpoint is not None:
+            both = f"{self.init} (`init`) and the file {self.net.checkpoint} (`net.checkpoint`)"
+            raise ValueError(f"stage {self.name!r} cannot start from {both}; leave one of them out")
         return self
 
     @property
@@ -110,8 +136,23 @@ class StageSettings(_Settings):
         return {kind: name for kind, name in taken.items() if name is not None}
 
 
+_OF_TRAINING = ("steps", "net", "weak_images", "source_augment", "target_augment")
+"""Settings that a stage which produces has no use for, besides those of `TAKES`."""
+
 TAKES = {"labels": "pseudo_labels", "soft_labels": "soft_labels", "prototypes": "prototypes", "teacher": None}
 """Settings of a stage that name another one, and what that one must produce; None: it must train."""
+
+
+class AblationRow(_Settings):
+    """A row of the ablation table."""
+
+    stage: str = Field(description="training stage whose network is measured")
+    name: str = Field("", description="what the row adds to the row above it, for the table; empty: the stage's name")
+
+    @property
+    def title(self) -> str:
+        """What people read in the table."""
+        return " ".join(self.name.split()) or self.stage
 
 
 class RunSettings(_Settings):
@@ -122,6 +163,7 @@ class RunSettings(_Settings):
     source: DomainSettings | None = None
     target: DomainSettings | None = None
     val: DomainSettings | None = Field(None, description="labelled part of the target domain, for evaluation only")
+    weak: Path | None = Field(None, description="file of weak labels of the target's images, tags and points")
     truth: DomainSettings | None = Field(
         None, description="labelled images to measure pseudo-labels on, after training; None: those of `val`"
     )
@@ -136,6 +178,9 @@ class RunSettings(_Settings):
     net: NetSettings = NetSettings()
     stages: tuple[StageSettings, ...] = ()
     control: str | None = Field(None, description="stage whose network the verdict compares with; None: no control")
+    ablation: tuple[AblationRow, ...] = Field(
+        (), description="stages to measure and to compare row by row; the first is what all others are compared with"
+    )
     evaluation: Options = Options()
 
     batch_size: int = Field(4, gt=0, description="images of each domain in a step")
@@ -182,6 +227,27 @@ class RunSettings(_Settings):
             raise ValueError(f"control {self.control!r} is no training stage; {nearest(self.control, seen)}")
         if seen and seen[-1] in made:
             raise ValueError(f"the last stage, {seen[-1]!r}, makes {made[seen[-1]]}; a training stage must follow")
+        return self
+
+    @model_validator(mode="after")
+    def _ablation_fits(self) -> RunSettings:
+        made = {stage.name: stage.produce for stage in self.stages if stage.produce}
+        free = [stage.name for stage in self.stages if stage.method]
+        for row in self.ablation:
+            if row.stage in made:
+                raise ValueError(
+                    f"ablation: {row.stage!r} makes {made[row.stage]}, no network; {nearest(row.stage, free)}"
+                )
+            if row.stage not in free:
+                known = any(row.stage == stage.name for stage in self.stages)
+                wrong = "has two rows" if known else "is no training stage"
+                raise ValueError(f"ablation: {row.stage!r} {wrong}; {nearest(row.stage, free)}")
+            free.remove(row.stage)
+        titles = [row.title for row in self.ablation]
+        if twice := next((title for title in titles if titles.count(title) > 1), None):
+            raise ValueError(f"ablation: two rows are called {twice!r}; give each a `name` of its own")
+        if len(titles) == 1:
+            raise ValueError(f"ablation: its one row, {titles[0]!r}, is compared with nothing; name a second stage")
         return self
 
 

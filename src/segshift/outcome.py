@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import datetime
+import io
 import os
 import platform
 import shlex
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from segshift.engine.panels import choose_and_write_panels
 from segshift.engine.pipeline import fingerprint
 from segshift.engine.progress import track
 from segshift.errors import UserError
+from segshift.feature_pictures import keep_features
 from segshift.report import build_report
 from segshift.rounds import tell_of_labels
 from segshift.run import Run
@@ -28,6 +32,21 @@ from segshift.setup import digest
 
 CLEAR_GAIN = 0.005
 """Half a point of mIoU: a smaller difference is called none."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What evaluation.json keeps.
+
+    Attributes:
+        models: metrics by stage.
+        interval: of the gain of the adapted model over the control, where there is one.
+        steps: of the gain of every row of the ablation over the row above it; None for the first.
+    """
+
+    models: dict[str, Metrics]
+    interval: list[float] | None
+    steps: list[list[float] | None]
 
 
 def finish(run: Run) -> dict[str, Any] | None:
@@ -41,55 +60,69 @@ def finish(run: Run) -> dict[str, Any] | None:
             of, since training needed none.
     """
     environment(run)
-    measured: dict[str, Metrics] = {}
-    interval: list[float] | None = None
+    measured: Measured | None = None
     if run.domains.val is not None:
         try:
-            measured, interval = _measured(run)
+            measured = _measured(run)
         except UserError as error:
             run.say(f"not evaluated: {error}\nthe model is trained; mend the labels and run the same command again")
     verdict = None
     if measured:
-        verdict = _write_metrics(run, measured, interval)
+        verdict = _write_metrics(run, measured)
     else:
         _forget_metrics(run)
     try:
-        _write_panels(run, measured)
+        _write_panels(run, measured.models if measured else {})
     except UserError as error:
         run.say(f"no pictures in the report: {error}")
     tell_of_labels(run)
+    try:
+        keep_features(run.root, run.settings, run.device, draw=run.settings.panels > 0)
+    except UserError as error:
+        run.say(f"no feature pictures in the report: {error}")
     build_report(run.root)
     return verdict
 
 
-def _measured(run: Run) -> tuple[dict[str, Metrics], list[float] | None]:
-    """Metrics of control and adapted model, and the interval of the gain where there is a control.
+def _measured(run: Run) -> Measured:
+    """Metrics of every stage to compare, and intervals of gains.
 
     They are kept in evaluation.json, and measured again when anything changed.
     """
     assert run.domains.val is not None
-    stages = [read_json(run.folder(name) / "stage.json")["fingerprint"] for name in run.predictors()]
-    wanted = fingerprint(
-        {"val": digest(run.domains.val), "options": run.settings.evaluation.model_dump(mode="json"), "size": run.size},
-        "/".join(stages),
-    )
+    stages = [read_json(run.folder(name) / "stage.json")["fingerprint"] for name in run.compared]
+    rows = [row.stage for row in run.settings.ablation]
+    decisive = {
+        "val": digest(run.domains.val),
+        "options": run.settings.evaluation.model_dump(mode="json"),
+        "size": run.size,
+        **({"ablation": rows} if rows else {}),
+    }
+    wanted = fingerprint(decisive, "/".join(stages))
     path = run.root / "evaluation.json"
     # A damaged file is as good as none.
     with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
         known = read_json(path)
         if known["fingerprint"] == wanted:
-            return {name: Metrics.from_dict(value) for name, value in known["models"].items()}, known["interval"]
-    measured = {}
-    nets = run.predictors()
-    with track("evaluate", len(nets) * len(run.domains.val)) as bar:
-        for name, net in nets.items():
-            measured[name] = run.measure([net], run.domains.val, progress=bar)
-    control, adapted = measured.get(run.settings.control or ""), measured[run.adapted]
-    bounds = gain_interval(control, adapted) if control and control is not adapted else None
-    interval = list(bounds) if bounds else None
-    models = {name: metrics.to_dict() for name, metrics in measured.items()}
-    write_json(path, {"fingerprint": wanted, "models": models, "interval": interval})
-    return measured, interval
+            models = {name: Metrics.from_dict(known["models"][name]) for name in run.compared}
+            return Measured(models, known["interval"], [known["ablation"][place] for place in range(len(rows))])
+    models = {}
+    with track("evaluate", len(stages) * len(run.domains.val)) as bar:
+        for name in run.compared:
+            models[name] = run.measure([run.predictor(name)], run.domains.val, progress=bar)
+    interval = _interval(models.get(run.settings.control or ""), models[run.adapted])
+    above = [models[name] for name in rows]
+    steps = [_interval(before, after) for before, after in zip([None, *above], above, strict=False)]
+    kept = {name: metrics.to_dict() for name, metrics in models.items()}
+    content = {"fingerprint": wanted, "models": kept, "interval": interval}
+    write_json(path, content | {"ablation": steps} if rows else content)
+    return Measured(models, interval, steps)
+
+
+def _interval(before: Metrics | None, after: Metrics) -> list[float] | None:
+    """Of the gain, over the choice of the images, where there are two models."""
+    bounds = gain_interval(before, after) if before and before is not after else None
+    return list(bounds) if bounds else None
 
 
 def verdict_of(
@@ -125,14 +158,15 @@ def _forget_metrics(run: Run) -> None:
         (run.root / f"metrics.{suffix}").unlink(missing_ok=True)
 
 
-def _write_metrics(run: Run, measured: dict[str, Metrics], interval: list[float] | None) -> dict[str, Any]:
-    control, adapted = run.settings.control, run.adapted
-    last = measured[adapted]
+def _write_metrics(run: Run, measured: Measured) -> dict[str, Any]:
+    control, adapted, models = run.settings.control, run.adapted, measured.models
+    last = models[adapted]
     if control and control != adapted:
-        verdict = verdict_of(control, adapted, measured, interval)
+        verdict = verdict_of(control, adapted, models, measured.interval)
     else:
         verdict = {"text": f"{adapted}: {100 * last.miou:.1f} mIoU (no control to compare with)", "gain": None}
     assert run.domains.val is not None
+    rows = ablation_rows(run, measured)
     write_json(
         run.root / "metrics.json",
         {
@@ -142,24 +176,77 @@ def _write_metrics(run: Run, measured: dict[str, Metrics], interval: list[float]
             "palette": [list(colour) for colour in run.domains.classes.palette],
             "control": control if control != adapted else None,
             "adapted": adapted,
-            "models": {name: metrics.to_dict() for name, metrics in measured.items()},
+            "models": {name: metrics.to_dict() for name, metrics in models.items()},
             "verdict": verdict,
+            **({"ablation": rows} if rows else {}),
         },
     )
-    write_text(run.root / "metrics.csv", last.to_csv())
-    rows = [last.markdown_header(), *(metrics.markdown_row(name) for name, metrics in measured.items())]
-    write_text(run.root / "metrics.md", "\n".join(rows) + "\n")
+    write_text(run.root / "metrics.csv", _csv(last, {row["stage"]: models[row["stage"]] for row in rows}))
+    lines = [last.markdown_header(), *(metrics.markdown_row(name) for name, metrics in models.items())]
+    write_text(run.root / "metrics.md", "\n".join([*lines, *_ablation_table(rows)]) + "\n")
     return verdict
+
+
+def ablation_rows(run: Run, measured: Measured) -> list[dict[str, Any]]:
+    """The ablation as metrics.json has it: fractions, null where there is nothing to compare with.
+
+    `over_above` is the gain over the row above, `interval` its 95 % interval over the images (null for fewer than two
+    images), `over_first` the gain over the first row.
+    """
+    rows = run.settings.ablation
+    reached = [measured.models[row.stage].miou for row in rows]
+    return [
+        {
+            "stage": row.stage,
+            "name": row.title,
+            "miou": reached[place],
+            "over_above": reached[place] - reached[place - 1] if place else None,
+            "interval": measured.steps[place],
+            "over_first": reached[place] - reached[0] if place else None,
+        }
+        for place, row in enumerate(rows)
+    ]
+
+
+def _ablation_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown, in percent and points, after an empty one; none without rows."""
+    if not rows:
+        return []
+
+    def points(gain: float | None) -> str:
+        return "" if gain is None else f"{100 * gain:+.1f}"
+
+    titles = [row["name"].replace("|", "\\|") for row in rows]
+    return [
+        "",
+        f"| ablation | stage | mIoU | over the row above | 95 % interval | over {titles[0]} |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {title} | {row['stage']} | {100 * row['miou']:.1f} | {points(row['over_above'])}"
+            f" | {' to '.join(map(points, row['interval'] or ()))} | {points(row['over_first'])} |"
+            for title, row in zip(titles, rows, strict=True)
+        ),
+    ]
+
+
+def _csv(last: Metrics, rows: dict[str, Metrics]) -> str:
+    """The result's `to_csv` with the IoU column of each stage of the ablation after its own columns."""
+    lines = list(csv.reader(io.StringIO(last.to_csv())))
+    for name, metrics in rows.items():
+        iou = [line[1] for line in csv.reader(io.StringIO(metrics.to_csv()))]
+        lines = [[*line, value] for line, value in zip(lines, [f"iou of {name}", *iou[1:]], strict=True)]
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
+    return out.getvalue()
 
 
 def _write_panels(run: Run, measured: dict[str, Metrics]) -> None:
     if run.settings.panels == 0:
         return
-    nets = run.predictors()
     control = run.settings.control if run.settings.control != run.adapted else None
     choose_and_write_panels(
         run.root / "panels",
-        nets,
+        {name: run.predictor(name) for name in (control, run.adapted) if name},
         control,
         run.adapted,
         run.domains.val if measured and run.domains.val else run.domains.target,

@@ -37,15 +37,17 @@ def tell_of_labels(run: Run) -> None:
 
 
 def _write_quality(run: Run, name: str) -> None:
-    """Measured again only when the labels, or the images to measure on, changed."""
+    """Measured again only when the labels, or the images to measure on, changed; until it is, there are no figures."""
     folder, truth = run.folder(name), run.domains.truth or run.domains.val
+    path = folder / "quality.json"
     if truth is None:
+        path.unlink(missing_ok=True)
         return
     wanted = fingerprint({"truth": digest(truth)}, str(read_json(folder / "stage.json")["fingerprint"]))
-    path = folder / "quality.json"
     with contextlib.suppress(UserError, LookupError, TypeError):
         if read_json(path)["fingerprint"] == wanted:
             return
+    path.unlink(missing_ok=True)
     labeller = run.production.labeller(name)
     split, easy_from = labeller.settings.split, read_json(folder / "statistics.json")["easy_cutoff"]
     if split is not None and split.mode == "threshold":
@@ -63,18 +65,30 @@ def _write_quality(run: Run, name: str) -> None:
 
 
 def _write_panels(run: Run, name: str) -> None:
+    """Where the truth cannot be read, there are the same pictures without it.
+
+    Raises:
+        UserError: a file cannot be read or written; of the truth's, after the pictures were.
+    """
     folder, count = run.folder(name), min(PANELS, run.settings.panels)
-    if count:
-        write_label_panels(
-            folder / "panels",
-            folder,
-            run.domains.target,
-            read_json(folder / "statistics.json")["per_image"],
-            run.size,
-            count,
-            truth=run.domains.truth,
-            discriminator=_discriminator(run, name),
-        )
+    if not count:
+        return
+    write = partial(
+        write_label_panels,
+        folder / "panels",
+        folder,
+        run.domains.target,
+        read_json(folder / "statistics.json")["per_image"],
+        run.size,
+        count,
+        discriminator=_discriminator(run, name),
+    )
+    try:
+        write(truth=run.domains.truth)
+    except UserError:
+        if run.domains.truth is not None:
+            write()
+        raise
 
 
 def _discriminator(run: Run, labels: str) -> Callable[[np.ndarray], float] | None:

@@ -12,16 +12,17 @@ import torch
 from segshift.artefacts.prototypes import read_prototypes
 from segshift.artefacts.pseudo_labels import PseudoLabels, open_pseudo_labels
 from segshift.artefacts.soft_labels import open_soft_labels
-from segshift.artefacts.store import make_folder, read_json, sha256, write_json, write_text
+from segshift.artefacts.store import make_folder, read_json, write_json, write_text
 from segshift.config import RunSettings, StageSettings
 from segshift.data.domains import Domain
-from segshift.data.loader import batches
+from segshift.data.loader import EXTRAS, WEAK, batches
 from segshift.data.order import seed_of
 from segshift.data.statistics import class_frequency
 from segshift.data.views import ViewSettings
+from segshift.data.weak_views import WeakViews
 from segshift.engine.evaluate import evaluate
 from segshift.engine.metrics import Metrics
-from segshift.engine.model import build_net, load_model, save_model
+from segshift.engine.model import load_model, save_model
 from segshift.engine.pipeline import Stage, run_stages
 from segshift.engine.progress import Bar
 from segshift.engine.trainer import Loop, train
@@ -29,11 +30,9 @@ from segshift.errors import UserError
 from segshift.methods import METHODS, Method
 from segshift.methods.base import Task
 from segshift.nets.base import SegmentationNet
-from segshift.nets.weights import load_published
+from segshift.networks import Networks, with_nets
 from segshift.production import Production
 from segshift.setup import (
-    check_needs,
-    check_uses,
     digest,
     dump_yaml,
     keep_apart,
@@ -43,6 +42,9 @@ from segshift.setup import (
     open_domains,
     resolved,
 )
+from segshift.stage_checks import check_needs, check_unused, check_uses
+from segshift.supervision import check_weak_labels, read_weak_labels, weak_views, with_modes
+from segshift.supervision import digest as weak_digest
 from segshift.types import Batch
 
 CURVE_IMAGES = 48
@@ -78,26 +80,32 @@ class Run:
                 "add a class for the rest of the image",
             )
         keep_apart(root, self.domains)
-        self.settings = resolved(settings, self.domains.target, device)
+        self.weak_labels = read_weak_labels(settings, self.domains)
+        settings = with_modes(settings, self.methods, self.weak_labels)
+        self.methods = {stage.name: method_settings(stage) for stage in settings.stages if stage.method}
+        self.settings = with_nets(resolved(settings, self.domains.target, device))
         self._digests = {d.name: digest(d) for d in (self.domains.source, self.domains.target)}
         self.production = Production(self.settings, self.domains, self._digests, self.folder, device, say)
         look_at_data(self.domains)
         self._say_if_unmatched()
-        net = self._net(self.settings.stages[0])  # wrong options or weights shall fail now, not after the first stage
         task = Task(len(self.domains.classes))
-        built = {name: METHODS[self._method(name)].build(own, net, task) for name, own in self.methods.items()}
+        self.networks = Networks(self.settings, task.num_classes, say)
+        nets = self.networks.check()  # wrong options or weights shall fail now, not after the first stage
+        built = {name: METHODS[self._method(name)].build(own, nets[name], task) for name, own in self.methods.items()}
         self.needs = {name: method.needs for name, method in built.items()}
-        check_needs(self.settings.stages, self.needs)
+        for line in check_weak_labels(self.settings, self.methods, self.needs, self.weak_labels):
+            say(line)
+        check_needs(self.settings.stages, {name: fields - WEAK for name, fields in self.needs.items()})
         check_uses(self.settings.stages, self.methods)
-        weights = self.settings.net.checkpoint
-        self._weights = sha256(weights) if weights else None
+        for line in check_unused(self.settings, self.methods, self.needs):
+            say(line)
 
     def _say_if_unmatched(self) -> None:
         """Tell when control and adaptation train for different numbers of steps: the verdict would mix the two up."""
         stages = {stage.name: stage for stage in self.settings.stages}
 
         def steps(name: str | None) -> int:
-            return stages[name].steps + steps(stages[name].init) if name else 0
+            return stages[name].steps + steps(self._before(name)) if name else 0
 
         control, adapted = self.settings.control, self.adapted
         if control and steps(control) != steps(adapted):
@@ -120,11 +128,17 @@ class Run:
     @property
     def chain(self) -> list[str]:
         """Names of the training stages that led to the result, in order: its own last."""
-        inits = {stage.name: stage.init for stage in self.settings.stages}
         names = [self.adapted]
-        while (init := inits[names[0]]) is not None:
-            names.insert(0, init)
+        while (before := self._before(names[0])) is not None:
+            names.insert(0, before)
         return names
+
+    def _before(self, name: str) -> str | None:
+        """The training stage that a training stage starts from or, where it starts afresh, learns from."""
+        stages = {stage.name: stage for stage in self.settings.stages}
+        stage = stages[name]
+        labels = stages[stage.labels] if stage.labels is not None else None
+        return stage.init or stage.teacher or (labels.init if labels else None)
 
     def _method(self, stage: str) -> str:
         method = next(s.method for s in self.settings.stages if s.name == stage)
@@ -145,10 +159,18 @@ class Run:
         write_text(self.root / "run.yaml", dump_yaml(self.settings))
         run_stages(self.root, [self._stage(stage) for stage in self.settings.stages], self.say)
 
-    def predictors(self) -> dict[str, SegmentationNet]:
-        """The networks to compare: those on the way to the adapted one, the control's, if any, and itself."""
-        names = dict.fromkeys(name for name in (*self.chain[:-1], self.settings.control, self.adapted) if name)
-        return {name: load_model(self.folder(name), self.device).net for name in names}
+    @property
+    def compared(self) -> list[str]:
+        """Names of the stages to measure: those on the way to the adapted one, the ablation's, the control's, if any,
+        and itself."""
+        rows = {row.stage for row in self.settings.ablation}
+        branches = [stage.name for stage in self.settings.stages if stage.name in rows]
+        names = dict.fromkeys((*self.chain[:-1], *branches, self.settings.control, self.adapted))
+        return [name for name in names if name]
+
+    def predictor(self, stage: str) -> SegmentationNet:
+        """The trained network of a stage."""
+        return load_model(self.folder(stage), self.device).net
 
     def measure(
         self, nets: list[SegmentationNet], domain: Domain, limit: int | None = None, progress: Bar | None = None
@@ -179,7 +201,7 @@ class Run:
             "steps": stage.steps,
             "init": stage.init,
             "settings": self.methods[stage.name].model_dump(mode="json"),
-            "net": {**settings.net.model_dump(mode="json"), "checkpoint": self._weights},
+            "net": self.networks.decisive(stage.name),
             "size": self.size,
             "source_view": _facts(self._view(stage, True)),
             "batch_size": settings.batch_size,
@@ -199,6 +221,8 @@ class Run:
             facts["labels"] = stage.labels
         if "strong" in self.needs[stage.name]:
             decisive["strong"] = settings.strong.model_dump(mode="json")
+        if self.needs[stage.name] & WEAK:
+            decisive["weak"] = weak_digest(self._weak_views(stage))
         return Stage(
             stage.name,
             decisive,
@@ -211,9 +235,9 @@ class Run:
     def build(self, stage: StageSettings) -> Method:
         """The method of a training stage as it is before the first step."""
         torch.manual_seed(seed_of(self.settings.seed, stage.name))  # random weights of heads and discriminators
-        net = self._net(stage)
+        net = self.networks.fresh(stage.name)
         if stage.init is not None:
-            net.load_state_dict(load_model(self.folder(stage.init)).net.state_dict())
+            self.networks.take_over(stage.name, net, load_model(self.folder(stage.init)).net.state_dict())
         entry = METHODS[self._method(stage.name)]
         return entry.build(self.methods[stage.name], net, self._task(stage, self.folder(stage.name)))
 
@@ -243,8 +267,9 @@ class Run:
 
         validate = self._curve_point if settings.validate_every and self.domains.val else None
         train(method, stream, loop, folder, stage.name, validate)
-        options = {key: value for key, value in settings.net.options.items() if key != "weights"}
-        save_model(folder / "model", method.predictor(), settings.net.name, options, self.domains.classes, self.size)
+        net = self.networks.settings(stage.name)
+        options = {key: value for key, value in net.options.items() if key != "weights"}
+        save_model(folder / "model", method.predictor(), net.name, options, self.domains.classes, self.size)
 
     def _batches(
         self, stage: StageSettings, is_source: bool, seed: int, start: int
@@ -276,8 +301,12 @@ class Run:
         if is_source:
             return {}
         soft = stage.soft_labels and open_soft_labels(self.folder(stage.soft_labels), self.domains.classes.names)
-        extras = self.needs[stage.name] & {"full", "strong"}
-        return {"extras": extras, "soft_labels": soft or None, "strong": self.settings.strong}
+        extras = self.needs[stage.name] & EXTRAS
+        weak = self._weak_views(stage) if extras & WEAK else None
+        return {"extras": extras, "soft_labels": soft or None, "strong": self.settings.strong, "weak": weak}
+
+    def _weak_views(self, stage: StageSettings) -> WeakViews:
+        return weak_views(stage, self.methods[stage.name], self.settings.seed, self.weak_labels)
 
     def _view(self, stage: StageSettings, is_source: bool) -> ViewSettings:
         if is_source:
@@ -285,15 +314,6 @@ class Run:
             return ViewSettings(size=self.settings.source_size or self.size, **augment.view())
         augment = stage.target_augment or self.settings.target_augment
         return ViewSettings(size=self.size, **augment.view())
-
-    def _net(self, stage: StageSettings) -> SegmentationNet:
-        chosen = self.settings.net
-        net = build_net(chosen.name, len(self.domains.classes), chosen.options)
-        if chosen.checkpoint is not None and stage.init is None:
-            if chosen.layout is None:
-                raise UserError("net.checkpoint is set but net.layout is not", remedy="add `layout: …` under `net:`")
-            self.say(str(load_published(net, chosen.checkpoint, chosen.layout)))
-        return net
 
     def _task(self, stage: StageSettings, folder: Path) -> Task:
         shares = None

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,70 +178,6 @@ _OWN = sorted(set(StageSettings.model_fields) - {"name", "settings"})
 """Settings of a stage that may be meant where its method has none of that name."""
 
 
-def check_needs(stages: Sequence[StageSettings], needs: Mapping[str, frozenset[str]]) -> None:
-    """Make sure, before anything is trained, that every stage gets the labels that its method learns from.
-
-    Args:
-        needs: by training stage, fields that its target batches must carry.
-
-    Raises:
-        UserError: names the stage and what to add.
-    """
-    made = {s.name: provides for s in stages if s.produce and (provides := _provides(produce_settings(s)))}
-    for stage in stages:
-        if stage.method is None:
-            continue
-        given = frozenset().union(*(made.get(name, frozenset()) for name in stage.uses.values()))
-        for field in sorted(needs[stage.name] - VIEWS - given):
-            key, remedy = _MAKES[field]
-            if stage.labels is not None:
-                remedy = f"set {stage.labels}.{key}" if key else remedy
-            raise UserError(
-                f"stage {stage.name}: {stage.method} with these settings learns from {field!r} of every target image,"
-                f" which {stage.labels + ' does not make' if stage.labels else 'no stage makes for it'}",
-                remedy=remedy,
-            )
-
-
-def check_uses(stages: Sequence[StageSettings], methods: Mapping[str, MethodSettings]) -> None:
-    """Make sure, before anything is trained, that methods get the prototypes and the teacher that they start from.
-
-    Raises:
-        UserError: names the stage and what to add.
-    """
-    for stage in stages:
-        own = methods.get(stage.name)
-        if own is not None and own.wants_prototypes and stage.prototypes is None:
-            raise UserError(
-                f"stage {stage.name}: {stage.method} with these settings starts from prototypes, and none are named",
-                remedy="put a stage with `produce: prototypes` before it and name that one in its `prototypes`",
-            )
-        if own is not None and own.wants_teacher and stage.teacher is None:
-            raise UserError(
-                f"stage {stage.name}: {stage.method} learns from another network, and none is named",
-                remedy="name an earlier training stage in its `teacher`",
-            )
-
-
-def _provides(settings: Settings) -> frozenset[str]:
-    """Fields that a batch carries with what a stage of these settings made."""
-    if isinstance(settings, LabelSettings):
-        return settings.provides
-    return frozenset({"soft_full"}) if isinstance(settings, SoftLabelSettings) else frozenset()
-
-
-VIEWS = frozenset({"image", "full", "strong"})
-"""Fields of a target batch that are made from its images alone."""
-
-_MAKES = {
-    "pseudo_label": ("", "put a stage with `produce: pseudo_labels` before it and name that one in its `labels`"),
-    "soft_label": ("soft_alpha", "name a labels stage that sets `soft_alpha` in its `labels`"),
-    "easy": ("split", "name a labels stage that sets `split` in its `labels`"),
-    "soft_full": ("", "put a stage with `produce: soft_labels` before it and name that one in its `soft_labels`"),
-}
-"""Field of a batch → the setting of a labels stage that makes it, and what to do without such a stage."""
-
-
 def digest(domain: Domain) -> str:
     """Hex digest of a domain's declaration and files (names and sizes): other data is another experiment, but the
     folder may move."""
@@ -270,7 +206,8 @@ def _bytes(path: Path) -> int:
 def dump_yaml(settings: RunSettings) -> str:
     """All settings of a run, as a file that `segshift adapt` takes."""
     content: dict[str, Any] = settings.model_dump(mode="json")
-    places = [(content, "classes"), (content["net"], "checkpoint")]
+    places = [(content, "classes"), (content, "weak"), (content["net"], "checkpoint")]
+    places += [(stage["net"], "checkpoint") for stage in content["stages"] if stage["net"]]
     domains = [content[part] for part in ("source", "target", "val", "truth") if content[part]]
     places += [(domain, key) for domain in domains for key in ("root", "list")]
     for mapping, key in places:

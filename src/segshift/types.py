@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+if TYPE_CHECKING:
+    # At run time only what computes brings torch: class lists, listings and labelling by hand start at once without.
+    import torch
+    from jaxtyping import Bool, Float, Int64
+    from torch import Tensor
 
 IGNORE = 255
 """Train id of pixels that no loss and no metric counts."""
@@ -53,6 +55,10 @@ class Batch:
         strong_seen: (B, H, W) bool, False where `strong` shows padding or a cutout.
         soft_full: (B, K, h, w) float32, distributions over the classes that a network gave to the whole image, on its
             own grid at the working size.
+        tags: (B, K) float32, what a person said of the image's classes: 1 present, 0 absent, -1 unknown (no weak label,
+            or one that does not say).
+        points: (B, H, W) int64 train ids in discs around the pixels that a person clicked, `IGNORE` elsewhere.
+        seen: (B, H, W) bool, False where `image` shows padding.
     """
 
     image: Float[Tensor, "B 3 H W"]
@@ -68,6 +74,9 @@ class Batch:
     strong_affine: Float[Tensor, "B 3 3"] | None = None
     strong_seen: Bool[Tensor, "B H W"] | None = None
     soft_full: Float[Tensor, "B K h w"] | None = None
+    tags: Float[Tensor, "B K"] | None = None
+    points: Int64[Tensor, "B H W"] | None = None
+    seen: Bool[Tensor, "B H W"] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device (copies overlap with work where the memory is pinned)."""
@@ -77,9 +86,11 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
 
-        return self._each(Tensor.pin_memory)
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        from torch import Tensor
+
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {key: change(x) if isinstance(x, Tensor) else x for key, x in values.items()}
         return Batch(**changed)

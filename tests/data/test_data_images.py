@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segshift.data.images import (
-    as_float,
     image_size,
     load_resized,
     nearest_indices,
     open_image,
     resize_nearest,
-    to_tensor,
 )
+from segshift.data.tensors import as_float, to_tensor
 from segshift.errors import UserError
 
 

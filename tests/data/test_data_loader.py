@@ -16,9 +16,10 @@ import torch
 from data_makers import CLASSES, folders, label, picture, save
 
 from segshift.data.domains import Domain, DomainSettings, open_domain
-from segshift.data.images import as_float, load_resized
+from segshift.data.images import load_resized
 from segshift.data.loader import batches
 from segshift.data.streaming import stream
+from segshift.data.tensors import as_float
 from segshift.data.views import ViewSettings
 from segshift.errors import UserError
 from segshift.types import Batch

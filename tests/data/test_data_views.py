@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from segshift.data.images import as_float, nearest_indices, resize_nearest
+from segshift.data.images import nearest_indices, resize_nearest
+from segshift.data.tensors import as_float
 from segshift.data.views import PADDING, Draw, ViewSettings, affine_of, cut, draw, recolour
 
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)

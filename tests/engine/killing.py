@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -79,6 +81,13 @@ def write_data(root: Path) -> None:
     (root / "classes.txt").write_text("road\nsky\ncar\n")
 
 
+def write_settings(path: Path, stages: Sequence[dict[str, Any]], **changes: Any) -> None:
+    """Settings of a small run of these stages."""
+    usual = {"size": [64, 48], "net": {"name": "small"}, "batch_size": 1, "workers": 0, "panels": 0}
+    rhythm = {"checkpoint_every": 2, "log_every": 3, "precision": "fp32"}
+    path.write_text(yaml.safe_dump({**usual, **rhythm, **changes, "stages": stages}))
+
+
 def undisturbed_run(shell: Shell) -> tuple[Path, float]:
     """A run that nobody disturbs, and its seconds."""
     out = shell.folder / "undisturbed" / "run"
@@ -119,6 +128,13 @@ def kill_at_random(shell: Shell, kills: int, seconds: float, compare: Callable[[
             killed += 1
 
 
+def kill_at_moments(shell: Shell, out: Path, moments: Sequence[Die]) -> None:
+    """Kill a run at each moment, one in each go of the command, and bring it to its end."""
+    for moment in moments:
+        assert shell.adapt(out, die=moment) == -signal.SIGKILL, f"the run was done before {moment}"
+    assert shell.adapt(out) == 0
+
+
 def _alive(pid: int) -> bool:
     """Neither gone nor a zombie."""
     try:
@@ -146,6 +162,20 @@ def assert_same_training(ours: Path, theirs: Path, steps: int) -> None:
     assert other["loop"]["step"] == steps
     for file in ("log.jsonl", "model/model.safetensors", "model/config.json"):
         assert (ours / file).read_bytes() == (theirs / file).read_bytes(), f"{ours.name}: {file}"
+    assert json.loads((ours / "stage.json").read_text())["done"]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All that a stage that produces leaves, but the time that it took."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "stage.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def assert_same_artefact(ours: Path, theirs: Path) -> None:
+    """Two folders of a stage that produces: every file, byte for byte."""
+    own, other = files_of(ours), files_of(theirs)
+    assert own.keys() == other.keys(), ours.name
+    assert [name for name in own if own[name] != other[name]] == [], ours.name
     assert json.loads((ours / "stage.json").read_text())["done"]
 
 

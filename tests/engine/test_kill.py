@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from killing import Die, Shell, assert_same_end, assert_same_training, kill_at_random, undisturbed_run, write_data
+from killing import (
+    Die,
+    Shell,
+    assert_same_end,
+    assert_same_training,
+    kill_at_moments,
+    kill_at_random,
+    undisturbed_run,
+    write_data,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +88,5 @@ def test_killed_at_random_moments(shell: Shell, undisturbed: tuple[Path, float])
 def test_killed_while_writing(shell: Shell, undisturbed: tuple[Path, float]) -> None:
     """Half a checkpoint, a whole one without its name, a name without the next record …"""
     out = shell.folder / "writing" / "run"
-    for moment in MOMENTS:
-        assert shell.adapt(out, die=moment) == -signal.SIGKILL, f"the run was done before {moment}"
-    assert shell.adapt(out) == 0
+    kill_at_moments(shell, out, MOMENTS)
     assert_same(out, undisturbed[0])

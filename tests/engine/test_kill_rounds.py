@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
-from killing import Die, Shell, assert_same_end, assert_same_training, kill_at_random, undisturbed_run, write_data
+from killing import (
+    Die,
+    Shell,
+    assert_same_artefact,
+    assert_same_end,
+    assert_same_training,
+    files_of,
+    kill_at_moments,
+    kill_at_random,
+    undisturbed_run,
+    write_data,
+    write_settings,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -51,27 +61,20 @@ MOMENTS: list[Die] = [  # function, what its arguments hold, when: each in a go 
 ]
 
 
-def settings() -> str:
-    plain = {"weight_decay": 0.0}
-    stages = [
-        {"name": "source_only", "method": "source_only", "steps": STEPS, "settings": {"optimizer": plain}},
-        {"name": "labels_1", "produce": "pseudo_labels", "init": "source_only", "settings": EVERYTHING},
-        {"name": "cbst_1", "method": "cbst", "steps": STEPS, "init": "source_only", "labels": "labels_1"},
-        {"name": "labels_2", "produce": "pseudo_labels", "init": "cbst_1", "settings": {"portion": 0.3}},
-        {"name": "cbst", "method": "cbst", "steps": STEPS, "init": "cbst_1", "labels": "labels_2"},
-    ]
-    usual = {"batch_size": 1, "workers": 0, "panels": 0, "checkpoint_every": 2, "log_every": 3, "precision": "fp32"}
-    mined = {"crop": [40, 40], "flip": True, "mine": 0.8}
-    return yaml.safe_dump(
-        {"size": [64, 48], "net": {"name": "small"}, **usual, "target_augment": mined, "stages": stages}
-    )
+ROUNDS: list[dict[str, Any]] = [
+    {"name": "source_only", "method": "source_only", "steps": STEPS, "settings": {"optimizer": {"weight_decay": 0.0}}},
+    {"name": "labels_1", "produce": "pseudo_labels", "init": "source_only", "settings": EVERYTHING},
+    {"name": "cbst_1", "method": "cbst", "steps": STEPS, "init": "source_only", "labels": "labels_1"},
+    {"name": "labels_2", "produce": "pseudo_labels", "init": "cbst_1", "settings": {"portion": 0.3}},
+    {"name": "cbst", "method": "cbst", "steps": STEPS, "init": "cbst_1", "labels": "labels_2"},
+]
 
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     folder = tmp_path_factory.mktemp("kill_rounds")
     write_data(folder)
-    (folder / "rounds.yaml").write_text(settings())
+    write_settings(folder / "rounds.yaml", ROUNDS, target_augment={"crop": [40, 40], "flip": True, "mine": 0.8})
     shell = Shell(folder, [str(folder / "rounds.yaml")])
     yield shell
     shell.close()
@@ -82,18 +85,9 @@ def undisturbed(shell: Shell) -> tuple[Path, float]:
     return undisturbed_run(shell)
 
 
-def labels_of(folder: Path) -> dict[str, bytes]:
-    """All that a labels stage leaves but the time that it took."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "stage.json")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 def assert_same(killed: Path, undisturbed: Path) -> None:
     for stage in MADE:
-        ours, theirs = labels_of(killed / stage), labels_of(undisturbed / stage)
-        assert ours.keys() == theirs.keys(), stage
-        assert [name for name in ours if ours[name] != theirs[name]] == [], stage
-        assert json.loads((killed / stage / "stage.json").read_text())["done"]
+        assert_same_artefact(killed / stage, undisturbed / stage)
     for stage in TRAINED:
         assert_same_training(killed / stage, undisturbed / stage, STEPS)
     assert_same_end(killed, undisturbed)
@@ -103,9 +97,9 @@ def test_the_undisturbed_run_says_something(undisturbed: tuple[Path, float]) -> 
     first, second = (undisturbed[0] / stage for stage in MADE)
     parts = {"labels": ".png", "passes": ".png", "full": ".png", "soft": ".npz"}
     wanted = {f"{part}/{i}{end}" for part, end in parts.items() for i in range(4)}
-    assert {name for name in labels_of(first) if "/" in name} == wanted
-    assert {"manifest.json", "quality.json"} <= labels_of(first).keys()
-    assert len({data for name, data in labels_of(second).items() if name.startswith("labels/")}) == 4
+    assert {name for name in files_of(first) if "/" in name} == wanted
+    assert {"manifest.json", "quality.json"} <= files_of(first).keys()
+    assert len({data for name, data in files_of(second).items() if name.startswith("labels/")}) == 4
 
 
 def test_killed_at_random_moments(shell: Shell, undisturbed: tuple[Path, float]) -> None:
@@ -116,9 +110,7 @@ def test_killed_at_random_moments(shell: Shell, undisturbed: tuple[Path, float])
 def test_killed_while_writing(shell: Shell, undisturbed: tuple[Path, float]) -> None:
     """Half a state, a label without those that belong to it, everything but the seal …, then while making it anew."""
     out = shell.folder / "writing" / "run"
-    for moment in MOMENTS:
-        assert shell.adapt(out, die=moment) == -signal.SIGKILL, f"the run was done before {moment}"
-    assert shell.adapt(out) == 0
+    kill_at_moments(shell, out, MOMENTS)
     assert_same(out, undisturbed[0])
     (out / "02-labels_1" / "soft" / "2.npz").unlink()
     anew: list[Die] = [
@@ -127,7 +119,5 @@ def test_killed_while_writing(shell: Shell, undisturbed: tuple[Path, float]) -> 
         ("Path.unlink", "02-labels_1/manifest.json", "before"),
         ("os.replace", "02-labels_1/labels.state.npz", "after"),
     ]
-    for moment in anew:
-        assert shell.adapt(out, die=moment) == -signal.SIGKILL, f"the run was done before {moment}"
-    assert shell.adapt(out) == 0
+    kill_at_moments(shell, out, anew)
     assert_same(out, undisturbed[0])

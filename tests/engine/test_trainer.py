@@ -111,6 +111,18 @@ def test_log_holds_means_since_the_last_line(tmp_path: Path) -> None:
             assert value == pytest.approx(sum(losses[name] for losses in part) / len(part), rel=1e-5)
 
 
+def test_log_holds_means_of_other_figures_beside_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = build("minent")
+    told = iter([2.0, 4.0, 9.0, 1.0, 1.0, 4.0, 7.0])
+    monkeypatch.setattr(method, "figures", lambda: {"present": torch.tensor(next(told))})
+    train(method, pairs, loop_of(), tmp_path)
+    assert [line["figures"] for line in log_lines(tmp_path)] == [{"present": 5.0}, {"present": 2.0}, {"present": 7.0}]
+    assert all(set(line["loss"]) == {"seg", "entropy"} for line in log_lines(tmp_path)), "they are no losses"
+    (tmp_path / "none").mkdir()
+    train(build("minent"), pairs, loop_of(), tmp_path / "none")
+    assert not log_lines(tmp_path / "none", "figures")
+
+
 def test_log_is_cut_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()

@@ -46,6 +46,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "proda-train": ("proda", {"teacher_mode": "train", "resolution": 2, "structure_weight": 1.0}),
     "distill-released": ("distill", {"released_kd": True}),
     "distill-labels": ("distill", {"kd_weight": 0}),
+    "weak_labels-pseudo": ("weak_labels", {"mode": "pseudo", "align_outputs": False}),
+    "weak_labels-tags": ("weak_labels", {"mode": "tags"}),
+    "weak_labels-skip": ("weak_labels", {"mode": "tags", "unknown": "skip"}),
+    "weak_labels-points": ("weak_labels", {"mode": "points"}),
 }
 """What is tested: a method and settings that are not its defaults. Every method is here with its defaults."""
 

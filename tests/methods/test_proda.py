@@ -323,6 +323,19 @@ def test_the_teacher_is_held_still_and_follows() -> None:
     assert not any(parameter.requires_grad for parameter in method.teacher.parameters())
     assert not any(module.training for module in method.teacher.modules())
     assert all(module.training for module in method.net.modules())
+    averaged = proda(ema=0.75, teacher_statistics="average")
+    assert averaged.teacher is not None
+    run_step(averaged)
+    start = proda().net.state_dict()
+    followed = 0
+    for name, theirs in averaged.teacher.named_buffers():
+        ours = averaged.net.state_dict()[name]
+        if theirs.is_floating_point():
+            torch.testing.assert_close(theirs, 0.75 * start[name] + 0.25 * ours)
+            followed += not torch.equal(theirs, ours)
+        else:
+            assert torch.equal(theirs, ours)
+    assert followed
     as_released = proda(teacher_mode="train").train().teacher
     assert as_released is not None
     assert as_released.training

@@ -88,6 +88,38 @@ def proda(classes: int, bn_clr: bool) -> dict[str, Tensor]:
     return fill(shapes)
 
 
+def simclr_v2_of_proda() -> dict[str, Tensor]:
+    """What is under ["state_dict"] of ProDA's r101_1x_sk0.pth: names of its own network, with SimCLRv2's classifier."""
+    return fill({**resnet101(True), "fc.weight": (1000, 2048), "fc.bias": (1000,)})
+
+
+def simclr_v2_converted(depths: tuple[int, ...] = (3, 4, 23, 3)) -> dict[str, Tensor]:
+    """What is under ["resnet"] of r101_1x_sk0.pth as Separius/SimCLRv2-Pytorch writes it, in its order."""
+    shapes: dict[str, tuple[int, ...]] = {"net.0.0.weight": (64, 3, 7, 7), **dict(_batch_norm("net.0.1.0", 64, True))}
+    inputs = 64
+    for group, (blocks, planes) in enumerate(zip(depths, (64, 128, 256, 512), strict=True), start=1):
+        for block in range(blocks):
+            at = f"net.{group}.blocks.{block}"
+            if block == 0:
+                shapes[f"{at}.projection.shortcut.weight"] = (4 * planes, inputs, 1, 1)
+                shapes |= dict(_batch_norm(f"{at}.projection.bn.0", 4 * planes, True))
+            convs = {0: (planes, inputs, 1, 1), 2: (planes, planes, 3, 3), 4: (4 * planes, planes, 1, 1)}
+            for position, shape in convs.items():
+                shapes[f"{at}.net.{position}.weight"] = shape
+                shapes |= dict(_batch_norm(f"{at}.net.{position + 1}.0", shape[0], True))
+            inputs = 4 * planes
+    return fill({**shapes, "fc.weight": (1000, 2048), "fc.bias": (1000,)})
+
+
+def simclr_v2_head() -> dict[str, Tensor]:
+    """What is under ["head"] beside it: the projection head of the contrastive loss."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer, outputs in ((0, 2048), (3, 2048), (6, 128)):
+        shapes[f"layers.{layer}.weight"] = (outputs, 2048)
+        shapes |= dict(_batch_norm(f"layers.{layer + 1}", outputs, True))
+    return fill(shapes)
+
+
 def torchvision_vgg16() -> dict[str, Tensor]:
     """vgg16: `features` by position (ReLU and pools have no tensors), three linear layers."""
     shapes: dict[str, tuple[int, ...]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,32 @@ CASES: list[tuple[LayoutName, str, dict[str, Any], File, dict[str, str], set[str
         "caffe_resnet101", "deeplab_v2_resnet101", {}, published.caffe_resnet101,
         {"Scale.layer1.2.bn3.running_mean": "backbone.layer1.2.bn3.running_mean"},
         {"classifier"}, {f"Scale.layer5.conv2d_list.{i}.{part}" for i in range(4) for part in ("weight", "bias")},
+    ),
+    (
+        "simclr_v2_resnet101", "deeplab_v2_resnet101_proda", {"bn_clr": True}, published.simclr_v2_of_proda,
+        {"layer1.0.downsample.0.weight": "backbone.layer1.0.downsample.0.weight", "bn1.bias": "backbone.bn1.bias"},
+        {"classifier", "head", "bn_pretrain"}, {"fc.weight", "fc.bias"},
+    ),
+    (
+        "simclr_v2_resnet101", "deeplab_v2_resnet101_proda", {"bn_clr": True}, published.simclr_v2_converted,
+        {
+            "net.0.0.weight": "backbone.conv1.weight",
+            "net.0.1.0.running_mean": "backbone.bn1.running_mean",
+            "net.1.blocks.0.projection.shortcut.weight": "backbone.layer1.0.downsample.0.weight",
+            "net.4.blocks.0.projection.bn.0.bias": "backbone.layer4.0.downsample.1.bias",
+            "net.2.blocks.3.net.0.weight": "backbone.layer2.3.conv1.weight",
+            "net.2.blocks.3.net.1.0.weight": "backbone.layer2.3.bn1.weight",
+            "net.3.blocks.22.net.2.weight": "backbone.layer3.22.conv2.weight",
+            "net.3.blocks.22.net.3.0.running_var": "backbone.layer3.22.bn2.running_var",
+            "net.4.blocks.2.net.4.weight": "backbone.layer4.2.conv3.weight",
+            "net.4.blocks.2.net.5.0.num_batches_tracked": "backbone.layer4.2.bn3.num_batches_tracked",
+        },
+        {"classifier", "head", "bn_pretrain"}, {"fc.weight", "fc.bias"},
+    ),
+    (
+        "simclr_v2_resnet101", "deeplab_v2_resnet101", {"normalisation": "none"}, published.simclr_v2_converted,
+        {"net.2.blocks.0.projection.bn.0.weight": "backbone.layer2.0.downsample.1.weight"},
+        {"classifier"}, {"fc.weight", "fc.bias"},
     ),
     (
         "advent", "deeplab_v2_resnet101", {"aux": True}, lambda: published.advent(3),
@@ -189,6 +216,7 @@ def test_keys_of_another_layout_are_no_silent_random_weights(net: SegmentationNe
         ("deeplab_v2_resnet101", {"normalisation": "imagenet"}, "caffe_resnet101"),
         ("deeplab_v2_resnet101_proda", {"normalisation": "imagenet"}, "proda"),
         ("deeplab_v2_vgg16", {"normalisation": "none"}, "torchvision_vgg16"),
+        ("deeplab_v2_resnet101_proda", {"normalisation": "imagenet"}, "simclr_v2_resnet101"),
     ],
 )
 def test_a_network_that_normalises_otherwise_is_refused(name: str, options: dict[str, Any], layout: LayoutName) -> None:
@@ -228,6 +256,72 @@ def test_a_proda_file_with_its_scores_and_prototypes(tmp_path: Path, zipped: boo
     with pytest.raises(UserError, match=r"no dictionary 'ResNet101'(.|\n)*ResNet101\.model_state"):
         load_published(net, {"state": 1}, "proda")
     assert load_published(net, state, "proda").loaded == report.loaded
+
+
+def test_both_files_of_simclr_v2(tmp_path: Path) -> None:
+    """They have the same name and hold the same network: ProDA's, and that of the converter."""
+    net, loaded = NETS["deeplab_v2_resnet101_proda"](3, bn_clr=True), []
+    for content in (
+        {"state_dict": published.simclr_v2_of_proda()},
+        {"resnet": published.simclr_v2_converted(), "head": published.simclr_v2_head()},
+    ):
+        path = tmp_path / "r101_1x_sk0.pth"
+        torch.save(content, path)
+        report = load_published(net, path, "simclr_v2_resnet101")
+        assert report.dropped == ("fc.weight", "fc.bias")
+        loaded.append(report.loaded)
+    assert loaded[0] == loaded[1] == tuple(key for key in net.state_dict() if key.startswith("backbone."))
+    with pytest.raises(UserError, match=r"no dictionary 'state_dict' or 'resnet': model(.|\n)*state_dict or resnet"):
+        load_published(net, {"model": {}}, "simclr_v2_resnet101")
+
+
+def test_the_batch_norm_before_prodas_head_comes_from_the_file_where_it_has_one() -> None:
+    extra = {f"bn_pretrain.{part}": torch.full((2048,), 7.0) for part in published.BATCH_NORM}
+    state = {**published.simclr_v2_of_proda(), **extra}
+    with_it = NETS["deeplab_v2_resnet101_proda"](3, bn_clr=True)
+    load_published(with_it, {"state_dict": state}, "simclr_v2_resnet101")
+    assert value(with_it, "bn_pretrain.running_var") == 7
+    fresh = NETS["deeplab_v2_resnet101_proda"](3, bn_clr=True)
+    load_published(fresh, published.simclr_v2_of_proda(), "simclr_v2_resnet101")
+    assert value(fresh, "bn_pretrain.weight") == value(fresh, "bn_pretrain.running_var") == 1
+    assert value(fresh, "bn_pretrain.bias") == value(fresh, "bn_pretrain.running_mean") == 0
+    without = NETS["deeplab_v2_resnet101_proda"](3)
+    error = refused(without, state, "simclr_v2_resnet101")
+    assert "does not know: bn_pretrain.weight" in error.found
+    assert "bn_clr" in error.remedy
+    del state["bn_pretrain.running_mean"]
+    assert (
+        "lacks 1 of the network's tensors: bn_pretrain.running_mean"
+        in refused(fresh, state, "simclr_v2_resnet101").found
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda state: state.pop("net.3.blocks.7.net.3.0.bias"), "lacks 1 .*backbone.layer3.7.bn2.bias"),
+        (lambda state: state.update({"net.5.weight": torch.zeros(1)}), "does not know: net.5.weight"),
+        (lambda state: state.update({"net.1.blocks.0.net.6.weight": torch.zeros(1)}), "know: net.1.blocks.0.net.6"),
+        # Selective kernels (r101_1x_sk1) have another stem, other 3x3 convolutions, and their own parts.
+        (lambda state: state.update({"net.0.3.0.weight": torch.zeros(1)}), "know: net.0.3.0.weight"),
+        (
+            lambda state: state.update({"net.0.0.weight": torch.zeros(32, 3, 3, 3)}),
+            r"net.0.0.weight is \(32, 3, 3, 3\)",
+        ),
+    ],
+)
+def test_another_network_is_no_simclr_v2_resnet101(damage: Callable[[dict[str, Tensor]], Any], words: str) -> None:
+    net = NETS["deeplab_v2_resnet101_proda"](3)
+    state = published.simclr_v2_converted()
+    damage(state)
+    assert re.search(words, refused(net, state, "simclr_v2_resnet101").found)
+
+
+def test_a_shallower_simclr_v2_is_refused() -> None:
+    net = NETS["deeplab_v2_resnet101_proda"](3)
+    error = refused(net, published.simclr_v2_converted((3, 4, 6, 3)), "simclr_v2_resnet101")
+    assert "backbone.layer3.6.conv1.weight" in error.found
+    assert "check that the layout" in error.remedy
 
 
 def test_the_wheel_and_the_same_as_safetensors(tmp_path: Path) -> None:

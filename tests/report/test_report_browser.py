@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fake_ablation import write_ablation_run
 from fake_labels import write_rounds_run
 from fake_run import write_run
 
@@ -43,10 +44,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     log.write_text(log.read_text().replace("adversarial", LONG))
     scores = runs[1] / "metrics.json"
     scores.write_text(scores.read_text().replace("vegetation", LONG))
+    ablation = write_ablation_run(home / "ablation")
+    scores = ablation / "metrics.json"
+    scores.write_text(scores.read_text().replace("+ denoising", LONG))
     return {
         "report": build_report(runs[0]),
         "long": build_report(runs[1]),
         "rounds": build_report(write_rounds_run(home / "rounds")),
+        "ablation": build_report(ablation),
         "compare": compare_runs(runs, home / "compare.html"),
     }
 
@@ -66,7 +71,7 @@ def focused(page: Page, tile: Locator) -> None:
     page.wait_for_function("(tile) => document.activeElement === tile", arg=tile.element_handle(), timeout=10_000)
 
 
-@pytest.mark.parametrize("name", ["report", "long", "rounds", "compare"])
+@pytest.mark.parametrize("name", ["report", "long", "rounds", "ablation", "compare"])
 @pytest.mark.parametrize("width", [390, 820, 1280])
 def test_nothing_overflows(browser: Browser, pages: dict[str, Path], name: str, width: int) -> None:
     said: list[str] = []
@@ -150,7 +155,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["report", "rounds", "compare"])
+@pytest.mark.parametrize("name", ["report", "rounds", "ablation", "compare"])
 def test_text_stands_out(browser: Browser, pages: dict[str, Path], name: str, scheme: str) -> None:
     """WCAG 2.2 AA, 1.4.3: a contrast of at least 4.5 to 1."""
     page = opened(browser, pages[name], 1280, [], scheme)

@@ -63,7 +63,7 @@ def read_prototypes(folder: Path, classes: tuple[str, ...]) -> Prototypes:
         raise UserError(
             f"the prototypes in {path} are of the classes {', '.join(found) or '(none)'}",
             f"those of this run: {', '.join(classes)}",
-            "make them with a network of this class list",
+            "delete the folder and run again: it is made anew",
         )
     if not prototypes.present.any():
         raise UserError(

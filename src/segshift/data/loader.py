@@ -14,16 +14,22 @@ from segshift.artefacts.pseudo_labels import PseudoLabel, PseudoLabels, stack
 from segshift.artefacts.soft_labels import SoftLabels
 from segshift.data.cache import Cache, open_cache
 from segshift.data.domains import Domain, load_pair
-from segshift.data.images import as_float, resize_nearest
+from segshift.data.images import resize_nearest
 from segshift.data.order import indices, seed_of
 from segshift.data.streaming import stream
 from segshift.data.strong import StrongSettings, draw_strong, strengthen
+from segshift.data.tensors import as_float
 from segshift.data.views import Draw, ViewSettings, affine_of, centred, cut, cut_map, draw, recolour
+from segshift.data.weak_views import WeakViews, shown
 from segshift.errors import UserError
 from segshift.types import IGNORE, Batch
 
-EXTRAS = frozenset({"full", "strong"})
-"""What batches can carry besides the image, if asked for: the whole image, and a strong view of what is seen."""
+WEAK = frozenset({"tags", "points"})
+"""What batches carry of weak labels, if asked for."""
+
+EXTRAS = frozenset({"full", "strong", "seen"}) | WEAK
+"""What batches can carry besides the image, if asked for: the whole image, a strong view of what is seen, where the
+image is seen and no padding, and a person's tags and points."""
 
 
 @contextlib.contextmanager
@@ -55,6 +61,7 @@ class _Steps:
     extras: frozenset[str]
     strong: StrongSettings
     soft_labels: SoftLabels | None
+    weak: WeakViews | None
 
     def __call__(self, step: int) -> Batch:
         domain, view = self.domain, self.view
@@ -81,6 +88,10 @@ class _Steps:
             extra = self._whole(item.name, whole, original, chance)
             if "strong" in self.extras:
                 extra |= self._strong(image, affine, chance, seed)
+            if "seen" in self.extras:
+                extra["seen"] = shown(view, chance)
+            if self.weak is not None:
+                extra |= self.weak.fields(item.name, self.extras, domain.classes.names, view, chance, affine)
             images.append(image)
             labels.append(label)
             affines.append(affine)
@@ -110,14 +121,14 @@ class _Steps:
 
     def _strong(self, image: np.ndarray, affine: np.ndarray, chance: Draw, seed: int) -> dict[str, np.ndarray]:
         """Fields of a strong view of the weak view `image`, whose pixels are from where `affine` says."""
-        (width, height), view = self.view.size, self.view
+        view = self.view
         covered = all(
             0 <= first <= whole - part
             for first, whole, part in zip(chance.offset, chance.scaled, view.shape, strict=True)
         )
-        shown = None if covered else cut_map(np.ones((height, width), np.bool_), view, chance, outside=0)
         generator = torch.Generator().manual_seed(seed_of(seed, "strong"))
-        strong, matrix, seen = strengthen(image, draw_strong(generator, view.shape, self.strong), shown)
+        chosen = draw_strong(generator, view.shape, self.strong)
+        strong, matrix, seen = strengthen(image, chosen, None if covered else shown(view, chance))
         together = affine.astype(np.float64) @ matrix
         return {"strong": strong, "strong_affine": together.astype(np.float32), "strong_seen": seen}
 
@@ -168,6 +179,7 @@ def batches(
     extras: frozenset[str] = frozenset(),
     strong: StrongSettings | None = None,
     soft_labels: SoftLabels | None = None,
+    weak: WeakViews | None = None,
 ) -> Generator[Batch, None, None]:
     """One batch a step, for the steps start, start + 1, …, stop - 1.
 
@@ -188,19 +200,25 @@ def batches(
         pseudo_labels: of the domain's images, seen in the same views; None: batches carry none.
         rare: classes that crops are laid around with the view's probability `mine`.
         extras: of `EXTRAS`: "full" for the whole images too, "strong" for strong views of the same crops. They change
-            nothing else in the batch. A strong view has the weak one's crop and flip, but colours of its own.
+            nothing else in the batch. A strong view has the weak one's crop and flip, but colours of its own. "seen"
+            for where views show the image; "tags" and "points" of `weak`.
         strong: how strong views are made; None: as ProDA does.
         soft_labels: of the domain's whole images (`Batch.soft_full`); None: batches carry none.
+        weak: weak labels of the domain's images; an image without one has unknown tags and no points.
 
     Raises:
         UserError: naming the file that cannot be used.
-        ValueError: the batch cannot be divided among the shards, or an unknown extra.
+        ValueError: the batch cannot be divided among the shards, an unknown extra, or one of weak labels without them.
     """
     if not extras <= EXTRAS:
         raise ValueError(f"extras {sorted(extras - EXTRAS)} are none of {sorted(EXTRAS)}")
+    if weak is None and extras & WEAK:
+        raise ValueError(f"extras {sorted(extras & WEAK)} without weak labels")
     if batch_size % shard[1]:
         raise ValueError(f"a batch of {batch_size} images cannot be divided among {shard[1]} processes")
     cached = open_cache(domain, view.size, cache, workers=workers) if cache is not None and start < stop else None
     chosen = strong or StrongSettings()
-    steps = _Steps(domain, view, batch_size, seed, shard, cached, pseudo_labels, rare, extras, chosen, soft_labels)
+    steps = _Steps(
+        domain, view, batch_size, seed, shard, cached, pseudo_labels, rare, extras, chosen, soft_labels, weak
+    )
     yield from stream(steps, range(start, stop), workers=workers, pin=pin)

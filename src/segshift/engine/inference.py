@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from segshift.data.images import as_float
+from segshift.data.tensors import as_float
 from segshift.errors import UserError
 from segshift.methods.base import Settings
 from segshift.nets.base import SegmentationNet

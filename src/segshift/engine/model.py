@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from segshift.artefacts.store import atomic_path, make_folder, read_json, sha256, write_json
-from segshift.data.images import as_float, load_resized, to_tensor
+from segshift.data.images import load_resized
+from segshift.data.tensors import as_float, to_tensor
 from segshift.engine.inference import Options, decide, logits_at
 from segshift.errors import UserError, gist, nearest
 from segshift.nets import NETS

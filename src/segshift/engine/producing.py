@@ -34,7 +34,9 @@ class PrototypeSettings(Settings):
 
 
 class SoftLabelSettings(Settings):
-    """Soft labels have no settings: the network in evaluation mode, one pass, no flip (methods.md section 10.3)."""
+    """How soft labels are made. Default: the ProDA release (methods.md section 10.3)."""
+
+    flip: bool = Field(False, description="average with the answer to the mirrored image: a second pass")
 
 
 class Answers:
@@ -54,6 +56,7 @@ def make_soft_labels(
     domain: Domain,
     size: tuple[int, int],
     folder: Path,
+    settings: SoftLabelSettings,
     say: Callable[[str], None],
     *,
     workers: int = 1,
@@ -69,7 +72,10 @@ def make_soft_labels(
     """
 
     def task(index: int, pixels: np.ndarray) -> None:
-        write_soft(_soft_file(folder, domain.items[index].name), _distribution(answers(pixels)))
+        soft = _distribution(answers(pixels))
+        if settings.flip:
+            soft = (soft + _distribution(answers(np.ascontiguousarray(pixels[:, ::-1])))[:, ::-1]) / 2
+        write_soft(_soft_file(folder, domain.items[index].name), soft)
 
     def make() -> Iterable[Path]:
         grid = answers(np.zeros((size[1], size[0], 3), np.uint8)).logits.shape[-2:]
@@ -139,5 +145,9 @@ def _finish(folder: Path, kind: str, make: Callable[[], Iterable[Path]]) -> None
             (folder / name).unlink(missing_ok=True)
     if not (folder / SEAL).exists():
         make_folder(folder)
-        seal(folder, kind, make())
+        files = list(make())
+        if not all(file.is_file() for file in files):  # what an earlier go had written was removed since
+            (folder / STATE).unlink()
+            files = list(make())
+        seal(folder, kind, files)
     (folder / STATE).unlink(missing_ok=True)

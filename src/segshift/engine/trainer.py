@@ -93,7 +93,7 @@ def train(
         for step, (source, target) in zip(range(state.step, loop.steps), stream, strict=False):
             losses = one_step(method, tuned, source.to(loop.device), target.to(loop.device), step, loop)
             finite(step, losses, source, target)
-            log.add(losses)
+            log.add(losses, method.figures())
             done = step + 1
             last = done == loop.steps
             if done % loop.log_every == 0 or last:
@@ -215,6 +215,10 @@ def _images(source: Batch, target: Batch) -> str:
     return f"source {', '.join(source.names)}" + (f"; target {', '.join(target.names)}" if target.names else "")
 
 
+_FIGURE = "figure:"
+"""Before the names of a method's figures among the sums, which a checkpoint remembers."""
+
+
 class _Log:
     """log.jsonl: only what is a function of the settings, so that a resumed run's log equals an undisturbed one's."""
 
@@ -235,17 +239,19 @@ class _Log:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        for name, loss in (losses | {"steps": torch.ones(())}).items():
+    def add(self, losses: dict[str, Tensor], figures: dict[str, Tensor]) -> None:
+        told = {_FIGURE + name: value for name, value in figures.items()}
+        for name, loss in (losses | told | {"steps": torch.ones(())}).items():
             self.sums[name] = self.sums[name] + loss if name in self.sums else loss.clone()
 
     def write(self, step: int, rates: dict[str, float]) -> None:
-        """A line with the losses' means since the last one."""
+        """A line with the losses' means since the last one, and those of other figures where the method has any."""
         sums = {name: float(value) for name, value in self.sums.items()}
         steps = sums.pop("steps")
-        means = {name: value / steps for name, value in sums.items()}
+        means = {name: value / steps for name, value in sums.items() if not name.startswith(_FIGURE)}
+        told = {name.removeprefix(_FIGURE): sums[name] / steps for name in sums if name.startswith(_FIGURE)}
         self.sums = {}
-        self.line({"step": step, "loss": means, "lr": rates})
+        self.line({"step": step, "loss": means, **({"figures": told} if told else {}), "lr": rates})
         self.note = " ".join(f"{name} {value:.3g}" for name, value in list(means.items())[:3])
 
     def line(self, content: dict[str, object]) -> None:

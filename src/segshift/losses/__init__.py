@@ -9,6 +9,7 @@ from __future__ import annotations
 from segshift.losses.adversarial import SOURCE, TARGET, domain_cross_entropy, domain_least_squares
 from segshift.losses.between import assignment_kl, distillation_kl, released_distillation
 from segshift.losses.of_labels import bootstrapping, cross_entropy, soft_cross_entropy, symmetric_cross_entropy
+from segshift.losses.of_tags import category_domain_cross_entropy, tag_cross_entropy
 from segshift.losses.of_uncertainty import (
     class_ratio_prior,
     entropy,
@@ -24,6 +25,7 @@ __all__ = [
     "TARGET",
     "assignment_kl",
     "bootstrapping",
+    "category_domain_cross_entropy",
     "class_ratio_prior",
     "cross_entropy",
     "distillation_kl",
@@ -38,4 +40,5 @@ __all__ = [
     "self_information",
     "soft_cross_entropy",
     "symmetric_cross_entropy",
+    "tag_cross_entropy",
 ]

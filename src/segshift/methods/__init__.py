@@ -15,6 +15,7 @@ from segshift.methods.proda import Proda, ProdaSettings
 from segshift.methods.self_training import SelfTraining, SelfTrainingSettings
 from segshift.methods.source_only import SourceOnly, SourceOnlySettings
 from segshift.methods.tpld import Tpld, TpldSettings
+from segshift.methods.weak_labels import WeakLabels, WeakLabelsSettings
 
 
 class Entry(NamedTuple):
@@ -54,6 +55,11 @@ METHODS: dict[str, Entry] = {
         Proda, ProdaSettings, "learn the target's soft labels, denoised by the class prototypes of a moving teacher"
     ),
     "distill": Entry(Distill, DistillSettings, "learn on strong views what another network says of the target"),
+    "weak_labels": Entry(
+        WeakLabels,
+        WeakLabelsSettings,
+        "learn which classes each image of the target shows, from tags, points or guesses, and align class by class",
+    ),
 }
 
 __all__ = ["METHODS", "Entry", "Method", "MethodSettings"]

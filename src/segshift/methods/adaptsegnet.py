@@ -58,9 +58,6 @@ def alignment_step(
         represent: (B, K, H, W) upsampled logits → what is aligned, of the same shape.
         on_target: further losses on the upsampled target logits of the main head.
     """
-    domain_loss = DOMAIN_LOSSES[settings.gan]
-    weights = [settings.adversarial_weight, settings.aux_adversarial_weight]
-
     # 1. Segment the source.
     on_source = supervised(net(source.image), source, settings.aux_weight)
     source_maps = [represent(logits.detach()) for logits in on_source.logits]
@@ -71,17 +68,32 @@ def alignment_step(
     size = target.image.shape[-2:]
     logits = [upsample(head, size) for head in levels(net(target.image))]
     maps = [represent(level) for level in logits]
-    with frozen(discriminators):
-        scores = [discriminator(level) for discriminator, level in zip(discriminators, maps, strict=True)]
-    losses = {
-        f"adversarial{name}": weight * domain_loss(score, SOURCE)
-        for name, weight, score in zip(NAMES, weights, scores, strict=False)
-    }
+    losses = fool(discriminators, settings, maps)
     target_maps = [level.detach() for level in maps]
     yield losses | on_target(logits[0])
 
     # 3. Train the discriminators on both domains' output, as it was in 1 and 2.
-    del logits, maps, scores, losses
+    del logits, maps, losses
+    yield from tell_apart(discriminators, settings, source_maps, target_maps)
+
+
+def fool(discriminators: nn.ModuleList, settings: AlignmentSettings, maps: list[Tensor]) -> dict[str, Tensor]:
+    """The weighted losses of the target's maps (B, K, H, W), main head first, that shall pass for the source's."""
+    domain_loss = DOMAIN_LOSSES[settings.gan]
+    weights = [settings.adversarial_weight, settings.aux_adversarial_weight]
+    with frozen(discriminators):
+        scores = [discriminator(level) for discriminator, level in zip(discriminators, maps, strict=True)]
+    return {
+        f"adversarial{name}": weight * domain_loss(score, SOURCE)
+        for name, weight, score in zip(NAMES, weights, scores, strict=False)
+    }
+
+
+def tell_apart(
+    discriminators: nn.ModuleList, settings: AlignmentSettings, source_maps: list[Tensor], target_maps: list[Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """The losses of the discriminators on maps (B, K, H, W) that carry no gradient, main head first."""
+    domain_loss = DOMAIN_LOSSES[settings.gan]
     for name, discriminator, source_map, target_map in zip(
         NAMES, discriminators, source_maps, target_maps, strict=False
     ):

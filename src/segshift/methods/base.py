@@ -44,6 +44,18 @@ class MethodSettings(Settings):
         return False
 
 
+class WeakReading(MethodSettings):
+    """How batches show a person's weak labels; part of the settings of methods that learn from them."""
+
+    mode: Literal["auto", "pseudo", "tags", "points"] = Field(
+        "auto", description="auto: what the run's weak labels have (points, else tags), else pseudo"
+    )
+    point_radius: float = Field(4.0, ge=0, description="of the disc around a point, pixels of the working size")
+    points_complete: bool = Field(
+        False, description="an image with points and without tags has a point on every class that it shows"
+    )
+
+
 class OptimizerSettings(Settings):
     """Optimiser of the segmentation network. Defaults: ADVENT release, config.py (SGD, methods.md section 1)."""
 
@@ -124,6 +136,11 @@ class Method(nn.Module, ABC):
 
     def after_step(self, step: int) -> None:
         """Called once after the optimisers' step (moving averages, prototypes)."""
+
+    def figures(self) -> dict[str, Tensor]:
+        """Scalars of the last step that are no losses but belong into the log, without gradient; the same names in
+        every step."""
+        return {}
 
 
 class Supervised(NamedTuple):

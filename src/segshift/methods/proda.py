@@ -45,6 +45,9 @@ class ProdaSettings(SelfTrainingSettings):
     divide_by_classes: bool = Field(True, description="both weights over K, as the release's means are over K too")
     ema: float = Field(0.999, ge=0, le=1, description="share of the teacher's weights that stays in a step")
     teacher_mode: Literal["eval", "train"] = Field("eval", description="train: dropout and statistics of the batch")
+    teacher_statistics: Literal["copy", "average"] = Field(
+        "copy", description="of its batch norms: the network's own (code), or an average as of the weights"
+    )
     prototype_momentum: float = Field(0.9999, ge=0, le=1, description="share of a prototype that stays, for each image")
     prototype_labels: Literal["teacher", "denoised"] = Field(
         "teacher", description="whose points move a prototype: by the teacher's prediction (code), the labels (paper)"
@@ -163,13 +166,16 @@ class Proda(Method):
         return losses
 
     def after_step(self, step: int) -> None:
-        """The teacher's parameters move towards the network's; its batch norms' statistics become the network's."""
+        """The teacher's parameters move towards the network's; its batch norms' statistics too, or they are copied."""
         if self.teacher is None:
             return
         average = get_ema_multi_avg_fn(self.settings.ema)  # type: ignore[no-untyped-call]
         average(list(self.teacher.parameters()), list(self.net.parameters()), None)
         for theirs, ours in zip(self.teacher.buffers(), self.net.buffers(), strict=True):
-            theirs.copy_(ours)
+            if self.settings.teacher_statistics == "average" and theirs.is_floating_point():
+                theirs.lerp_(ours, 1 - self.settings.ema)
+            else:
+                theirs.copy_(ours)
 
     def tuned(self) -> dict[str, Tuned]:
         return {"net": net_optimizer(self.net, self.settings.optimizer)}

@@ -8,7 +8,7 @@ from segshift.nets.base import BatchNormPolicy, SegmentationNet
 from segshift.nets.deeplab_lite import deeplab_lite
 from segshift.nets.deeplab_v2 import deeplab_v2_resnet101, deeplab_v2_vgg16
 from segshift.nets.deeplab_v2_proda import deeplab_v2_resnet101_proda
-from segshift.nets.discriminators import PatchDiscriminator
+from segshift.nets.discriminators import CategoryDiscriminators, PatchDiscriminator
 from segshift.nets.normalise import Normalisation
 from segshift.nets.weights import LoadReport, load_published
 
@@ -23,6 +23,7 @@ NETS: dict[str, Callable[..., SegmentationNet]] = {
 __all__ = [
     "NETS",
     "BatchNormPolicy",
+    "CategoryDiscriminators",
     "LoadReport",
     "Normalisation",
     "PatchDiscriminator",

@@ -30,6 +30,8 @@ class SegmentationNet(nn.Module, ABC):
     """
 
     reference_trains_batch_norm: ClassVar[bool] = False
+    num_features: int
+    """D, channels of `Prediction.features`; each network says it when it is made."""
 
     def __init__(self, num_classes: int, batch_norm: BatchNormPolicy, has_aux: bool = False) -> None:
         super().__init__()

@@ -71,6 +71,7 @@ class DeepLabLite(SegmentationNet):
         self, num_classes: int, batch_norm: BatchNormPolicy, width: int, dilations: tuple[int, ...], aux: bool
     ) -> None:
         super().__init__(num_classes, batch_norm, has_aux=aux)
+        self.num_features = width
         self.normalise = Normalise("tf")
         self.backbone = EfficientNetLite0(output_stride=16)
         self.head = LiteHead(CHANNELS_OUT, width, dilations)

@@ -33,6 +33,7 @@ class DeepLabV2ResNet101(SegmentationNet):
         normalisation: Normalisation,
     ) -> None:
         super().__init__(num_classes, batch_norm, has_aux=aux)
+        self.num_features = 2048
         self.normalise = Normalise(normalisation)
         self.backbone = ResNet101()
         self.classifier = Aspp(2048, num_classes, aspp_branches)
@@ -89,6 +90,7 @@ class DeepLabV2Vgg16(SegmentationNet):
         normalisation: Normalisation,
     ) -> None:
         super().__init__(num_classes, batch_norm)
+        self.num_features = 1024
         self.normalise = Normalise(normalisation)
         self.convs = nn.ModuleDict()
         self.pooled: set[str] = set()

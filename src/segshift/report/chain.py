@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segshift.report.charts import CONTROL, Chart, Trail, trail_chart
-from segshift.report.reading import Model, Run
+from segshift.report.reading import Model, Run, Scores
 from segshift.report.stages import Stage
 from segshift.report.values import difference
 
@@ -39,11 +39,14 @@ class ChainRow:
 
 
 def chain_rows(run: Run) -> list[ChainRow]:
-    """The measured stages in their order; none where only the control and the adapted model were measured."""
+    """The measured stages in their order; none where only the control and the adapted model were measured.
+
+    Branches that an ablation alone measured are left out: they have their own table.
+    """
     models = _models(run)
     if run.scores is None or not any(model.name in {stage.name for stage in run.stages} for model in run.scores.others):
         return []
-    best = max(models.values())
+    best, branches = max(models.values()), _branches(run, run.scores)
     lines: dict[str, list[Stage]] = {}
     rows = []
     for number, stage in enumerate(run.stages, 1):
@@ -51,7 +54,7 @@ def chain_rows(run: Run) -> list[ChainRow]:
             continue
         # A stage can only build on earlier ones: a damaged run that says otherwise makes no ring.
         lines[stage.name] = [stage, *lines.get(stage.init or "", [])]
-        if (miou := models.get(stage.name)) is None:
+        if (miou := models.get(stage.name)) is None or stage.name in branches:
             continue
         before = next((other.name for other in lines[stage.name][1:] if other.name in models), "")
         rows.append(
@@ -106,6 +109,17 @@ def _models(run: Run) -> dict[str, float]:
     found = [run.scores.control, run.scores.adapted, *run.scores.others]
     miou = {model.name: model.miou for model in found if model is not None and model.miou is not None}
     return {stage.name: miou[stage.name] for stage in run.stages if stage.name in miou}
+
+
+def _branches(run: Run, scores: Scores) -> set[str]:
+    """Stages of the ablation that the result does not build on; none where it is not known what it builds on."""
+    way = {scores.adapted.name} if scores.adapted else set()
+    for stage in reversed(run.stages):
+        if stage.name in way:
+            if stage.init is None:
+                return set()
+            way.add(stage.init)
+    return {part.stage for part in scores.ablation} - way - {run.control} if way else set()
 
 
 def _steps(line: list[Stage]) -> int | None:

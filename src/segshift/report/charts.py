@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from segshift.report.stages import Point, Stage
-from segshift.report.values import points, quantity
+from segshift.report.values import points, quantity, signed
 
 WIDTH, HEIGHT = 380, 190
+TALL = 300
+"""Height of a chart of bars, which stands beside a table."""
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 28
 MOST_POINTS = 400
 COLOURS = 6
@@ -35,6 +37,23 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A bar from `top` to `bottom`, what it says for people, and the words (x, y, text) that stand at its end.
+
+    Attributes:
+        before: the level of the bar before it, from where (x) to its right edge; None: there is none.
+    """
+
+    what: str
+    x: float
+    width: float
+    top: float
+    bottom: float
+    mark: tuple[float, float, str]
+    before: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Chart:
     """One pair of axes; ticks are (position, label), all positions in units of the view box."""
 
@@ -43,6 +62,7 @@ class Chart:
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     lines: tuple[Line, ...]
+    bars: tuple[Bar, ...] = ()
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -201,3 +221,33 @@ def trail_chart(title: str, summary: str, trails: Sequence[Trail]) -> Chart:
         )
     y_ticks = tuple((y(tick), f"{100 * tick:g}") for tick in nice_ticks(y.low, y.high))
     return Chart(title, summary, x_ticks, y_ticks, tuple(reversed(lines)))
+
+
+def bar_chart(title: str, summary: str, values: Sequence[tuple[str, float | None, str]]) -> Chart:
+    """Numbered bars of differences in percent points, from 0 up or down, each with the level of the one before it.
+
+    Args:
+        values: (what it is, its share or None where it is not known, words at its end); at least one.
+    """
+    known = [share for _, share, _ in values if share is not None] or [0.0]
+    low, high = min(*known, 0.0), max(*known, 0.0)
+    # Room for the words at the ends; bars start at 0, so the axis must show it.
+    room = 0.14 * (high - low) or 0.01
+    y = _Scale(low - room * (low < 0), high + room, TALL - BOTTOM, TOP)
+    slot = (WIDTH - RIGHT - LEFT) / len(values)
+    width, before = round(min(0.64 * slot, 56.0), 2), None
+    bars: list[Bar] = []
+    for place, (what, share, mark) in enumerate(values):
+        if share is None:
+            before = None
+            continue
+        x, end = round(LEFT + (place + 0.5) * slot - width / 2, 2), y(share)
+        # The words of a bar that falls short of the one before it stand above that one's level.
+        top = before if share >= 0 and before is not None and 0 < end - before < 22 else end
+        words = (round(x + width / 2, 2), round(end + 15 if share < 0 else top - 5, 2), mark)
+        level = (round(x - slot + width, 2), before) if before is not None else None
+        bars.append(Bar(f"{what}: {signed(share)}", x, width, min(end, y(0)), max(end, y(0)), words, level))
+        before = end
+    x_ticks = tuple((round(LEFT + (place + 0.5) * slot, 2), str(place + 1)) for place in range(len(values)))
+    y_ticks = tuple((y(tick), signed(tick)) for tick in nice_ticks(y.low, y.high))
+    return Chart(title, summary, x_ticks, y_ticks, (), tuple(bars), height=TALL, bottom=TALL - BOTTOM)

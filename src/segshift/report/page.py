@@ -15,8 +15,10 @@ from markupsafe import Markup
 
 from segshift.artefacts.store import write_text
 from segshift.report import values
+from segshift.report.ablation import ablation
 from segshift.report.chain import chain_chart, chain_rows, further_models
 from segshift.report.charts import Chart, miou_chart, stage_charts
+from segshift.report.features import features
 from segshift.report.panels import drafts, show
 from segshift.report.reading import KINDS, Model, Run, Scores, read_run
 from segshift.report.rounds import label_drafts, rounds
@@ -79,8 +81,10 @@ def build_report(run: Path) -> Path:
         stages=stages,
         stage_span=values.span([row.gain for row in stages]),
         trail=chain_chart(stages),
+        ablation=ablation(content),
         others=further_models(content),
         rounds=rounds(content, label_panels),
+        features=features(content, problems),
         panels=panels,
         legend=legend(content),
         miou=miou_chart(content.stages),
@@ -105,7 +109,7 @@ def render(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        points=values.points, signed=values.signed, duration=values.duration, spelled=values.spelled
+        points=values.points, signed=values.signed, duration=values.duration, spelled=values.spelled, ratio=values.ratio
     )
     script = files("segshift.report").joinpath("viewer.js").read_text(encoding="utf-8")
     style = files("segshift.report").joinpath("style.css").read_text(encoding="utf-8")

@@ -46,6 +46,16 @@ RECORDED: tuple[Recorded, ...] = ("helped", "same", "hurt")
 
 
 @dataclass(frozen=True)
+class Part:
+    """A row of metrics.json's ablation: a stage, what it adds, and the 95 % interval of what it gains over the row
+    above it; None: not known, or none."""
+
+    stage: str
+    name: str
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Scores:
     """metrics.json: K classes with their colours, and the models measured on one labelled domain."""
 
@@ -59,6 +69,7 @@ class Scores:
     helped: bool | None
     state: Recorded | None
     interval: tuple[float, float] | None
+    ablation: tuple[Part, ...] = ()
 
     @property
     def gain(self) -> float | None:
@@ -221,7 +232,18 @@ def _scores(value: object, problems: list[str]) -> Scores | None:
         helped=helped if isinstance(helped, bool) else None,
         state=next((state for state in RECORDED if state == verdict.get("state")), None),
         interval=_interval(verdict.get("interval")),
+        ablation=_ablation(data.get("ablation"), models, problems),
     )
+
+
+def _ablation(value: object, models: Mapping[str, Model], problems: list[str]) -> tuple[Part, ...]:
+    parts = []
+    for entry in map(mapping, sequence(value)):
+        stage = text(entry.get("stage"))
+        if stage not in models:
+            problems.append(f"metrics.json has no figures of {stage or 'a nameless stage'}, a row of its ablation")
+        parts.append(Part(stage, text(entry.get("name"), stage or "?"), _interval(entry.get("interval"))))
+    return tuple(parts)
 
 
 def _interval(value: object) -> tuple[float, float] | None:

@@ -69,6 +69,11 @@ def signed(share: float | None) -> str:
     return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
 
 
+def ratio(value: float | None) -> str:
+    """A ratio of two lengths with two decimals."""
+    return ABSENT if value is None else f"{value:.2f}"
+
+
 def difference(after: float | None, before: float | None) -> float | None:
     """after - before, or None where either is unknown."""
     return None if after is None or before is None else after - before

@@ -1,0 +1,158 @@
+"""`segshift annotate`: everything is checked first, then the page is served on this computer until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import sys
+import webbrowser
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from segshift.annotate.beside import Beside
+from segshift.annotate.folder import open_folder
+from segshift.annotate.work import Work
+from segshift.data.classes import read_classes
+from segshift.errors import UserError
+from segshift.weak.store import WeakStore
+
+MISSING = UserError(
+    "labelling in the browser needs the packages starlette and uvicorn",
+    remedy="pip install 'segshift[web]', from a checkout: pip install -c constraints.txt -e '.[web]'",
+)
+
+
+def annotate(
+    images: Path,
+    classes: Path,
+    out: Path,
+    *,
+    suggest: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    who: str | None = None,
+    browse: bool = True,
+    device: str = "auto",
+    say: Callable[[str], None],
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        images: folder of images.
+        classes: file with the class list.
+        out: file of labels; what it holds is gone on with.
+        suggest: a run, one of its stages, or a model's folder, whose predicted tags are shown as suggestions.
+        host: a loopback address.
+        port: 0 takes any free one.
+        who: is labelling; written into each label.
+        browse: open the page in the browser, if there is a desktop.
+        device: for `suggest`.
+        say: prints a line.
+
+    Raises:
+        UserError: before anything is served: a folder, file, port or model cannot be used.
+    """
+    try:
+        import uvicorn
+
+        from segshift.annotate.app import build_app
+        from segshift.annotate.suggestions import Suggestions
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("uvicorn", "starlette"):
+            raise
+        raise MISSING from error
+    listed, folder = read_classes(classes), open_folder(images)
+    _check_out(out)
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(_listening(host, port))
+        beside = Beside(out)
+        stack.callback(beside.close)
+        work = Work(folder, listed, WeakStore(out), beside, who)
+        suggestions = None
+        if suggest is not None:
+            say(f"loading {suggest} for suggestions")
+            begun = {name for name, done in zip(folder.names, work.progress().done, strict=True) if done != "0"}
+            suggestions = Suggestions(suggest, folder, listed, beside.folder, set(folder.names) - begun, device)
+            stack.callback(suggestions.stop)
+        config = uvicorn.Config(
+            build_app(work, beside.token(), suggestions),
+            http="h11", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+            timeout_graceful_shutdown=2,
+        )  # fmt: skip
+        link = f"http://{_shown(host)}:{listening.getsockname()[1]}/{beside.token()}/"
+        before = work.progress()
+        say(f"{before.labelled} of {len(before.done)} images are labelled in {out}")
+        say(f"open {link}")
+        say("stop with Ctrl-C; every action is saved at once. The same command goes on, with the same link")
+        if browse and _has_desktop():
+            webbrowser.open(link)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
+        after = work.progress()
+        say(f"{after.labelled} of {len(after.done)} images are labelled: {out.resolve()}")
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a file that could not be written later."""
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        what = "is no folder" if parent.exists() else "does not exist"
+        raise UserError(
+            f"--out {out}: the folder {parent} {what}", "a file in a folder that exists", f"mkdir -p {parent}"
+        )
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder", "a file", f"--out {out / 'weak.jsonl'}")
+    if not os.access(out if out.exists() else parent, os.W_OK) or not os.access(parent, os.W_OK):
+        raise UserError(
+            f"--out {out}: no permission to write there", "a writable file in a writable folder", "choose another --out"
+        )
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that already accepts connections.
+
+    Raises:
+        UserError: the address is not this computer's own, or the port is taken.
+    """
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.strip("[]"))
+    except ValueError:
+        address = None
+    if address is None or not address.is_loopback:
+        raise UserError(
+            f"--host {host} is not an address of this computer alone",
+            "127.0.0.1, ::1 or localhost: whoever has the link can read the images and change the labels",
+            f"to label from another computer, run there: ssh -L {port}:127.0.0.1:{port} THIS_COMPUTER",
+        )
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as listening:
+        # After a crash the port is free at once; two servers on one port are still refused.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((str(address), port))
+            listening.listen(128)
+        except OverflowError as error:
+            raise UserError(f"--port {port} is no port", "0 to 65535") from error
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            raise UserError(
+                f"--port {port} {'is in use' if taken else 'cannot be used'}: {error.strerror}",
+                "a free port",
+                f"stop the program that uses it (another `segshift annotate`?), or choose --port {port + 1}",
+            ) from error
+        yield listening
+
+
+def _shown(host: str) -> str:
+    return f"[{host.strip('[]')}]" if ":" in host else host
+
+
+def _has_desktop() -> bool:
+    """Whether a browser can be opened: on a server the text browsers that may be there would take the terminal."""
+    if os.environ.get("SSH_CONNECTION"):
+        return False
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,325 @@
+"""The feature picture of a run: of which stages and domains, whether it still holds, and the file that keeps it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from segshift.artefacts.store import read_json, write_text
+from segshift.config import RunSettings
+from segshift.data.classes import read_classes
+from segshift.data.domains import Domain, open_domain
+from segshift.data.statistics import spread
+from segshift.engine.embed import EMBEDDINGS, Map, check_embedding, heart, turned
+from segshift.engine.features import FEWEST, Points, choose_points, compactness, domain_gap, features_at, ids_on_grid
+from segshift.engine.model import load_model
+from segshift.engine.pipeline import fingerprint
+from segshift.engine.producing import Answers
+from segshift.engine.progress import Bar, track
+from segshift.errors import UserError, nearest
+from segshift.setup import digest
+from segshift.types import ClassSet
+
+FILE = "features.json"
+VERSION = 1
+"""Of the way in which a picture is made: with another one, older pictures do not hold."""
+
+IMAGES, POINTS = 40, 2000
+"""Images of each domain, and points in all, that a picture shows at most."""
+
+STAGES = 4
+"""Stages side by side that are chosen by themselves, at most."""
+
+UNITS = 1000
+"""Width and height of a map in whole units."""
+
+DOMAINS = ("val", "target", "source")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a picture is to show.
+
+    Attributes:
+        embed: pca, tsne or umap.
+        stages: names of training stages; None: `default_stages`.
+        domains: of `DOMAINS`, one or more; the first is measured. None: `val`, or `target` where the run has no `val`.
+    """
+
+    embed: str = "pca"
+    stages: tuple[str, ...] | None = None
+    domains: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A domain, the (w, h) at which its images enter the networks, and the points of it that are shown."""
+
+    domain: Domain
+    size: tuple[int, int]
+    points: Points
+
+    @property
+    def images(self) -> int:
+        return len(np.unique(self.points.image))
+
+
+def default_stages(settings: RunSettings) -> tuple[str, ...]:
+    """The training stages on the way to the result, and the control; at most `STAGES`, in the order of the run.
+
+    Where these are too many: the control (without one, the first stage), the next two on the way, and the result.
+    """
+    stages = {stage.name: stage for stage in settings.stages}
+    way = [settings.stages[-1].name]
+    while True:
+        last = stages[way[0]]
+        # As `Run.chain`: a stage that starts afresh comes after the one that it learns from.
+        before = last.init or last.teacher or (stages[last.labels].init if last.labels else None)
+        if before is None:
+            break
+        way.insert(0, before)
+    names = {*way, *([settings.control] if settings.control else [])}
+    if len(names) > STAGES:
+        names = {settings.control or way[0], *way[1 : STAGES - 1], way[-1]}
+    return tuple(stage.name for stage in settings.stages if stage.name in names)
+
+
+def keep_features(root: Path, settings: RunSettings, device: torch.device, draw: bool) -> None:
+    """See to it that the picture in a run's folder is of the networks there: it is left, or drawn anew as it was asked
+    for last.
+
+    Args:
+        root: of a finished run.
+        settings: that the run has, resolved.
+        device: where the networks run.
+        draw: False: a picture that does not hold any more is removed, and none is drawn.
+
+    Raises:
+        UserError: there is no picture now; it says why.
+    """
+    asked, held = _asked_last(root, settings), None
+    try:
+        held = _held(root, _fingerprint(root, settings, asked))
+    finally:
+        if held is None:
+            (root / FILE).unlink(missing_ok=True)
+    if held is None and draw:
+        draw_features(root, settings, asked, device)
+
+
+def draw_features(root: Path, settings: RunSettings, asked: Asked, device: torch.device) -> dict[str, Any]:
+    """Write features.json into a run's folder, unless this very picture is there already.
+
+    Returns:
+        Its content: `domains` shown, `domain` (its index, of each point) and `stages`, each with name, `compactness`
+        (None where it cannot be said), `by_class`, `nearest`, `gap` between the first two domains, `explained` share of
+        the variance, and of each point `class`, `x` and `y`.
+
+    Raises:
+        UserError: a stage, a domain or a package is not there, or a file cannot be used.
+    """
+    check_embedding(asked.embed)
+    wanted = _fingerprint(root, settings, asked)
+    if (held := _held(root, wanted)) is not None:
+        return held
+    domains, names = _domains(settings, asked), _stages(settings, asked)
+    parts = [_part(root, settings, domain, names[-1], device, POINTS // len(domains)) for domain in domains]
+    with track("features", len(names) * sum(part.images for part in parts)) as bar:
+        stages = _entries(root, settings, asked.embed, names, parts, device, bar)
+    classes = domains[0].classes
+    content = {
+        "fingerprint": wanted,
+        "asked": {"embed": asked.embed, "stages": asked.stages, "domains": asked.domains},
+        "embed": asked.embed,
+        "classes": list(classes.names),
+        "palette": [list(colour) for colour in classes.palette],
+        "domains": [
+            {
+                "name": part.domain.name,
+                "root": str(part.domain.settings.root),
+                "images": part.images,
+                "classes_by": "truth" if part.domain.labelled else "prediction",
+            }
+            for part in parts
+        ],
+        "units": UNITS,
+        "domain": [index for index, part in enumerate(parts) for _ in range(len(part.points))],
+        "stages": stages,
+    }
+    # On one line: write_json would give each coordinate a line of its own.
+    write_text(root / FILE, json.dumps(content) + "\n")
+    return content
+
+
+def _stages(settings: RunSettings, asked: Asked) -> tuple[str, ...]:
+    """Names of the stages to show, in the order of the run."""
+    known = [stage.name for stage in settings.stages if stage.method is not None]
+    if not known:
+        raise UserError("run.yaml has no training stages", remedy="name the folder of a run that adapt made")
+    for name in asked.stages or ():
+        if name not in known:
+            raise UserError(f"--stages: {name!r} is no training stage of this run; {nearest(name, known)}")
+    wanted = asked.stages or default_stages(settings)
+    return tuple(name for name in known if name in wanted)
+
+
+def _domains(settings: RunSettings, asked: Asked) -> list[Domain]:
+    """The domains to show. The labels of `target` are not looked at."""
+    declared = {name: getattr(settings, name) for name in DOMAINS}
+    names = asked.domains or (("val",) if settings.val is not None else ("target",))
+    if settings.classes is None:
+        raise UserError("run.yaml names no class list", remedy="name the folder of a run that adapt made")
+    for name in names:
+        if name not in DOMAINS or declared[name] is None:
+            known = [each for each in DOMAINS if declared[each] is not None]
+            raise UserError(f"--domain: this run has no domain {name!r}; {nearest(name, known)}")
+    classes = read_classes(settings.classes)
+    return [open_domain(declared[name], classes, labelled=name != "target", name=name) for name in dict.fromkeys(names)]
+
+
+def _size(settings: RunSettings, domain: Domain) -> tuple[int, int]:
+    if settings.size == "auto":
+        raise UserError("run.yaml does not say the size of the images", "width and height", "run adapt again")
+    return settings.source_size or settings.size if domain.name == "source" else settings.size
+
+
+def _folder(root: Path, settings: RunSettings, stage: str) -> Path:
+    return root / f"{[s.name for s in settings.stages].index(stage) + 1:02d}-{stage}"
+
+
+def _fingerprint(root: Path, settings: RunSettings, asked: Asked) -> str:
+    """Of all that a picture depends on: networks, images, labels, and what is asked for."""
+    domains, names = _domains(settings, asked), _stages(settings, asked)
+    stages = []
+    for name in names:
+        folder = _folder(root, settings, name)
+        record = read_json(folder / "stage.json") if (folder / "model" / "config.json").exists() else {}
+        if not record.get("done"):
+            raise UserError(f"stage {name} of {root} is not finished", remedy="run its command again: it goes on")
+        stages.append(str(record.get("fingerprint")))
+    decisive = {
+        "version": VERSION,
+        "embed": asked.embed,
+        "domains": [[domain.name, digest(domain), list(_size(settings, domain))] for domain in domains],
+        "precision": settings.precision,
+    }
+    return fingerprint(decisive, "/".join(stages))
+
+
+def _held(root: Path, wanted: str) -> dict[str, Any] | None:
+    """The picture in the run's folder where it has this fingerprint; a damaged one is as good as none."""
+    with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+        known: dict[str, Any] = read_json(root / FILE)
+        if known["fingerprint"] == wanted and known["stages"]:
+            return known
+    return None
+
+
+def _asked_last(root: Path, settings: RunSettings) -> Asked:
+    """What the picture in the run's folder was to show, as far as the run still has it."""
+    asked: dict[str, Any] = {}
+    with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+        asked = dict(read_json(root / FILE)["asked"])
+    stages, domains = (tuple(map(str, asked.get(key) or ())) for key in ("stages", "domains"))
+    here = {stage.name for stage in settings.stages if stage.method is not None}
+    there = {name for name in DOMAINS if getattr(settings, name) is not None}
+    return Asked(
+        embed=str(asked["embed"]) if asked.get("embed") in EMBEDDINGS else "pca",
+        stages=stages if stages and here.issuperset(stages) else None,
+        domains=domains if domains and there.issuperset(domains) else None,
+    )
+
+
+def _answers(root: Path, settings: RunSettings, stage: str, classes: ClassSet, device: torch.device) -> Answers:
+    model = load_model(_folder(root, settings, stage), device)
+    if model.classes.names != classes.names:
+        raise UserError(
+            f"stage {stage} was trained for {', '.join(model.classes.names)}",
+            f"the classes of {settings.classes}: {', '.join(classes.names)}",
+            "restore the class list of the training",
+        )
+    return Answers(model.net, device, settings.precision)
+
+
+def _part(root: Path, settings: RunSettings, domain: Domain, last: str, device: torch.device, budget: int) -> _Part:
+    """The points of a domain to show; without labels, chosen by what the network of the last stage says."""
+    size, images = _size(settings, domain), spread(len(domain), IMAGES)
+    answers = _answers(root, settings, last, domain.classes, device)
+    ids = ids_on_grid(answers, domain, images, size, settings.workers)
+    points = choose_points(ids, images, len(domain.classes), budget)
+    if not len(points):
+        raise UserError(
+            f"domain {domain.name!r}: no class has {FEWEST} points on the network's grid in {len(images)} images",
+            "labels with some of the classes",
+            "run `segshift check` and look at the contact sheet and the class_map",
+        )
+    return _Part(domain, size, points)
+
+
+def _entries(
+    root: Path,
+    settings: RunSettings,
+    embed: str,
+    names: tuple[str, ...],
+    parts: list[_Part],
+    device: torch.device,
+    bar: Bar,
+) -> list[dict[str, Any]]:
+    """The map of each stage, turned to lie like the one before it."""
+    classes, entries, like = parts[0].domain.classes, [], None
+    for name in names:
+        answers = _answers(root, settings, name, classes, device)
+        features, labels = [], []
+        for part in parts:
+            found, said = features_at(answers, part.domain, part.points, part.size, settings.workers, bar)
+            features.append(found)
+            labels.append(part.points.label if part.domain.labelled else said)
+        made = EMBEDDINGS[embed](np.concatenate(features))
+        like = made.places if like is None else turned(made.places, like)
+        measured = compactness(features[0], labels[0], len(classes))
+        gap = domain_gap(features[0], labels[0], features[1], labels[1], len(classes)) if len(parts) > 1 else None
+        entries.append(
+            {
+                "name": name,
+                "compactness": measured.value,
+                "by_class": list(measured.by_class),
+                "nearest": measured.nearest,
+                "gap": gap,
+                **_places(Map(like, made.explained), np.concatenate(labels), len(labels[0])),
+            }
+        )
+    return entries
+
+
+def _places(made: Map, labels: Int64[np.ndarray, " N"], first: int) -> dict[str, Any]:
+    """Class and place of each point; `hearts`: [class, x, y], where the classes of the first domain lie densest."""
+    places = fitted(made.places)
+    main = labels[:first]
+    known = [int(k) for k in np.unique(main) if (main == k).sum() >= FEWEST]
+    hearts = [[k, *map(int, heart(places[:first][main == k].astype(np.float64)))] for k in known]
+    return {
+        "explained": made.explained,
+        "hearts": hearts,
+        "class": labels.tolist(),
+        "x": places[:, 0].tolist(),
+        "y": places[:, 1].tolist(),
+    }
+
+
+def fitted(places: Float[np.ndarray, "N 2"]) -> Int64[np.ndarray, "N 2"]:
+    """Places in whole units of a square of `UNITS`, at one scale for both axes.
+
+    The outermost four of a thousand points of each axis would shrink all others: they are moved to the edge.
+    """
+    low, high = np.percentile(places, [0.2, 99.8], axis=0)
+    side = max(float((high - low).max()), np.finfo(np.float64).tiny)
+    units = ((places - (low + high) / 2) / side * 0.94 + 0.5) * UNITS
+    whole: Int64[np.ndarray, "N 2"] = np.clip(np.rint(units), 0, UNITS).astype(np.int64)
+    return whole

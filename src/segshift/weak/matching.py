@@ -1,0 +1,223 @@
+"""Which weak label belongs to which image of a domain, with classes by their names and points in the image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from segshift.errors import UserError, nearest
+from segshift.weak.label import Point, WeakLabel
+from segshift.weak.names import Images
+
+if TYPE_CHECKING:
+    # For its name only: the module brings torch.
+    from segshift.types import ClassSet
+
+log = logging.getLogger("segshift")
+
+SHOWN = 5
+"""Problems that one message names."""
+
+SAME_SHAPE = 0.02
+"""Relative difference of the aspect ratios up to which one image is a resized copy of the other."""
+
+
+class _Item(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def image(self) -> Path: ...
+
+
+class _Settings(Protocol):
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def list(self) -> Path | None: ...
+
+
+class _Domain(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def items(self) -> Sequence[_Item]: ...
+    @property
+    def settings(self) -> _Settings: ...
+
+
+def match(labels: Mapping[str, WeakLabel], domain: _Domain, classes: ClassSet) -> dict[str, WeakLabel]:
+    """Labels by the names of a domain's items.
+
+    An image is found by its path below the domain's image folder or by the item's name; else by the end of a path (see
+    `names.Images.find`), where that is clear. Labels that say nothing are left out. Where the domain is only a part of
+    a folder (its `limit` or `list`), labels of images outside it are left out with a warning.
+
+    Args:
+        labels: as `WeakStore.read` gives them.
+        domain: a `segshift.data.domains.Domain`; of its labels nothing is opened.
+        classes: of the task.
+
+    Returns:
+        By `Item.name`: labels with class names as the class list spells them, each tag once, and where there are
+        points, `size` is the image file's (w, h) and the points are in its pixels (scaled where the label was made on
+        another size of the same image).
+
+    Raises:
+        UserError: listing the images that the domain does not have, the unknown classes, the points outside their
+            image or of two classes at one pixel, or images labelled under two names.
+    """
+    useful = {image: label for image, label in labels.items() if not label.empty}
+    places = find_images(useful, domain.items)
+    missing = [image for image in useful if image not in places]
+    if missing and (domain.settings.limit is not None or domain.settings.list is not None):
+        log.warning("%d weak labels are of images outside the part of %r that is used", len(missing), domain.name)
+    elif missing:
+        raise UserError(
+            f"{len(missing)} weak labels are of images that domain {domain.name!r} does not have: {listed(missing)}",
+            "paths below its image folder",
+            "correct the domain's `root` and `split`, or take these lines out of the file",
+        )
+    names = class_names(useful.values(), classes)
+    matched: dict[str, WeakLabel] = {}
+    outside: list[str] = []
+    for image, item in places.items():
+        if item.name in matched:
+            raise UserError(
+                f"{matched[item.name].image} and {image} are both the image {item.name!r} of domain {domain.name!r}",
+                "one path an image",
+                "take one of them out of the file",
+            )
+        label = renamed(useful[image], names)
+        if label.points:
+            label = in_pixels_of(label, file_size(item.image))
+            outside += [f"{image} ({x:g}, {y:g})" for x, y, _ in misplaced(label)]
+        matched[item.name] = label
+    if outside:
+        raise UserError(
+            f"{len(outside)} points lie outside their image: {listed(outside)}",
+            "x and y in pixels of the image file, (0, 0) the centre of the first",
+            "were they clicked on images of another size? correct these lines, or import the labels again",
+        )
+    return matched
+
+
+def listed(names: Collection[str], shown: int = SHOWN) -> str:
+    """The first names of a list, and how many more there are."""
+    few = list(names)[:shown]
+    return ", ".join(few) + (f" and {len(names) - len(few)} more" if len(names) > len(few) else "")
+
+
+def below(item: _Item) -> str:
+    """An item's path below the image folder, with suffix: the name may lack an ending, but no folder."""
+    return "/".join(item.image.parts[-1 - item.name.count("/") :])
+
+
+def find_images(images: Iterable[str], items: Sequence[_Item]) -> dict[str, _Item]:
+    """The item of each image; images that none or several items may be are left out."""
+    by_path = {item.name: item for item in items} | {below(item): item for item in items}
+    folder = Images(by_path)
+    found = {}
+    for image in images:
+        hits = folder.find(image)
+        if len(hits) == 1:
+            found[image] = by_path[hits[0]]
+    return found
+
+
+def plain(name: str) -> str:
+    """The spelling in which "Traffic_Light" and "traffic light" are equal."""
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def known_as(name: str, classes: ClassSet) -> str | None:
+    """The class list's name for a class: the same name, else the same letters and digits, else a train id."""
+    if name in classes.names:
+        return name
+    bare = plain(name)
+    same = next((known for known in classes.names if bare and plain(known) == bare), None)
+    if same is None and name.isascii() and name.isdecimal() and int(name) < len(classes.names):
+        return classes.names[int(name)]
+    return same
+
+
+def class_names(labels: Iterable[WeakLabel], classes: ClassSet) -> dict[str, str]:
+    """The class list's name for every class that the labels mention (see `known_as`).
+
+    Raises:
+        UserError: listing those that are none.
+    """
+    mentioned = dict.fromkeys(name for label in labels for name in label.present)
+    found = {name: known_as(name, classes) for name in mentioned}
+    unknown = [name for name, spelling in found.items() if spelling is None]
+    if unknown:
+        raise UserError(
+            f"weak labels name classes that the class list does not have: {listed(unknown)}",
+            f"of {', '.join(classes.names)}; {unknown[0]!r}: {nearest(unknown[0], classes.names)}",
+            "use the class list that the labels were made with, or import them with --class-map 'NAME=CLASS'",
+        )
+    return {name: spelling for name, spelling in found.items() if spelling is not None}
+
+
+def renamed(label: WeakLabel, names: Mapping[str, str]) -> WeakLabel:
+    """The label with its classes called as `names` says, each tag once."""
+    tags = None if label.tags is None else tuple(dict.fromkeys(names[tag] for tag in label.tags))
+    points = tuple(dict.fromkeys(Point(x, y, names[name]) for x, y, name in label.points))
+    return replace(label, tags=tags, points=points)
+
+
+def file_size(path: Path) -> tuple[int, int]:
+    """(w, h) of an image file, from its header, as it is stored (no orientation applied).
+
+    Raises:
+        UserError: it is missing or no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"image {path} cannot be opened: {error}", "an image file", "copy or export it again"
+        ) from error
+
+
+def in_pixels_of(label: WeakLabel, size: tuple[int, int], where: str = "") -> WeakLabel:
+    """The label with its points in the pixels of an image of (w, h), scaled if it was made on a larger or smaller copy.
+
+    Args:
+        label: whose `size` says which pixels its points are in; None: the file's.
+        size: of the image file.
+        where: file and line, for the message.
+
+    Raises:
+        UserError: the label's image had another shape.
+    """
+    was = label.size or size
+    if was == size:
+        return replace(label, size=size)
+    if abs(was[0] * size[1] / (was[1] * size[0]) - 1) > SAME_SHAPE:
+        raise UserError(
+            f"{where}: " * bool(where)
+            + f"{label.image} was labelled at {was[0]}x{was[1]} pixels, its file has {size[0]}x{size[1]}",
+            "the image that was looked at, or a resized copy of it",
+            "label this file, or turn or crop it back (a camera's orientation flag is not applied here)",
+        )
+    factors = size[0] / was[0], size[1] / was[1]
+    points = tuple(Point((x + 0.5) * factors[0] - 0.5, (y + 0.5) * factors[1] - 0.5, c) for x, y, c in label.points)
+    return replace(label, size=size, points=points)
+
+
+def misplaced(label: WeakLabel) -> list[Point]:
+    """Points outside the label's `size`, and `clashes`."""
+    outside = [point for point in label.points if label.size is not None and not point.inside(label.size)]
+    return outside + clashes(label)
+
+
+def clashes(label: WeakLabel) -> list[Point]:
+    """Points of another class than one before them at the same pixel."""
+    taken: dict[tuple[int, int], str] = {}
+    return [p for p in label.points if taken.setdefault((p.column, p.row), p.name) != p.name]
