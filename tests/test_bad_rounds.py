@@ -152,6 +152,9 @@ def test_a_truth_that_cannot_be_read_costs_the_figures_only(pair: Pair, kind: st
     assert "truth/labels/000.png" in done.err
     assert (pair.run / "metrics.json").exists() == val
     assert not (folder / "quality.json").exists(), "the truth was asked for, not val"
+    (shown,) = read_json(folder / "panels" / "index.json")
+    assert set(shown["files"]) == {"image", "sparse"}, "the pictures that need no truth are there"
+    assert all((folder / "panels" / name).is_file() for name in shown["files"].values())
     assert_whole(pair.run)
     for path, data in whole.items():
         path.unlink()
@@ -211,6 +214,21 @@ def test_labels_are_measured_on_val_where_there_is_no_truth_and_not_at_all_witho
         quality = read_json(folder / "quality.json")
         assert quality["fingerprint"] != before["fingerprint"], "measured on other images"
     assert (quality["domain"], quality["images"]) == (str(pair.root / "truth"), 2)
+
+
+def test_figures_go_with_what_they_were_measured_on(pair: Pair) -> None:
+    """Dropped, or replaced by what cannot be read: no figures of the labels that were there before."""
+    content, quality = one_round() | {"panels": 0}, pair.run / "02-labels_1" / "quality.json"
+    assert segshift(*command(pair, content)).code == 0
+    assert read_json(quality)["domain"] == str(pair.val)
+    done = segshift(*command(pair, content, val=False))
+    assert did(done) == made("skipped")
+    assert not quality.exists()
+    assert segshift(*command(pair, content)).code == 0
+    assert quality.exists()
+    _spoiled(pair, "garbage")
+    assert "not everything" in segshift(*command(pair, content, truth=True)).err
+    assert not quality.exists()
 
 
 def test_a_truth_without_labels_is_refused_before_training(pair: Pair) -> None:

@@ -75,8 +75,7 @@ def compose(
         method: short for the recipe `cpu/METHOD`.
         data: YAML that says where the data lies: classes, source, target, val.
         source, target, val: folders; val is a labelled part of the target, for evaluation only.
-        classes: file with the class list.
-        weak: file of weak labels of the target's images.
+        classes, weak: files: the class list; weak labels of the target's images.
         set: assignments such as "advent.steps=500".
         control: False leaves the source-only control out of the comparison, and out of the training where no stage
             starts from it.
@@ -107,10 +106,9 @@ def compose(
     for part, root in (("source", source), ("target", target), ("val", val)):
         if root is not None:
             content = merge(content, {part: {"root": str(root)}})
-    if classes is not None:
-        content["classes"] = str(classes)
-    if weak is not None:
-        content["weak"] = str(weak)
+    for part, file in (("classes", classes), ("weak", weak)):
+        if file is not None:
+            content[part] = str(file)
     content = apply_set(content, list(set))
     files = [str(origin) for origin in (config or recipe, data) if origin]
     settings = validated(RunSettings, content, " with ".join([*files, *(["--set"] if set else [])]) or "settings")

@@ -32,8 +32,8 @@ from workbench import environment
 CLASSES = (
     "road", "sidewalk", "building", "fence", "pole", "sign", "vegetation", "sky", "person", "vehicle", "bicyclist",
 )  # fmt: skip
-MARKER = (255, 0, 255)
-"""Colour of the square that marks a pixel; the rest of the images is grey."""
+MARKER = (0, 255, 0)
+"""Colour of the square that marks a pixel; no class has it, the rest of the images is grey."""
 
 COUNT = 20
 
@@ -138,7 +138,7 @@ def make_site(root: Path, count: int = COUNT) -> Site:
     site.images.mkdir(parents=True)
     site.classes.write_text("\n".join(CLASSES))
     for i in range(count):
-        Image.fromarray(marked(*marker(i), seed=i)).save(site.images / name_of(i), quality=95)
+        Image.fromarray(marked(*marker(i), seed=i)).save(site.images / name_of(i), quality=95, subsampling=0)
     return site
 
 
@@ -153,6 +153,10 @@ class Client:
 
     port: int
     token: str
+
+    @property
+    def link(self) -> str:
+        return f"http://127.0.0.1:{self.port}/{self.token}/"
 
     def ask(
         self, path: str, method: str = "GET", body: bytes | None = None, headers: Mapping[str, str | None] | None = None

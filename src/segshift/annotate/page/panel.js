@@ -80,7 +80,7 @@ export class Panel {
   progress(standing) {
     const { labelled, total, median, suggest } = standing;
     part("labelled").textContent = `${labelled} / ${total} labelled`;
-    part("median").textContent = median === null ? "" : `median ${median < 9.95 ? median.toFixed(1) : Math.round(median)} s an image`;
+    part("median").replaceChildren(...(median === null ? [] : [`median ${median < 9.95 ? median.toFixed(1) : Math.round(median)} s`, element("span", "words", " an image")]));
     part("suggest").textContent = !suggest ? "" : suggest.failure ? suggest.failure
       : suggest.computed < total ? `suggestions ${suggest.computed} / ${total}` : "";
     part("suggest").classList.toggle("bad", Boolean(suggest?.failure));
@@ -110,7 +110,8 @@ export class Panel {
     const cell = width / done.length, gap = cell > 4 * ratio ? ratio : 0;
     done.forEach((state, i) => {
       pen.fillStyle = colours[state];
-      pen.fillRect(Math.floor(i * cell), 0, Math.max(1, Math.ceil(cell) - gap), height);
+      const from = Math.round(i * cell);
+      pen.fillRect(from, 0, Math.max(1, Math.round((i + 1) * cell) - from - gap), height);
     });
     pen.fillStyle = colour("--ink");
     const wide = Math.max(cell, 3 * ratio);

@@ -81,8 +81,10 @@ export class View {
   pixel(clientX, clientY) {
     if (!this.size) return null;
     const box = this.stage.getBoundingClientRect();
-    const x = Math.floor((clientX - box.left - this.left) / this.scale);
-    const y = Math.floor((clientY - box.top - this.top) / this.scale);
+    // A mouse tells whole pixels of the screen; what it points at is their middle.
+    const middle = (at) => at + (Number.isInteger(at) ? 0.5 : 0);
+    const x = Math.floor((middle(clientX) - box.left - this.left) / this.scale);
+    const y = Math.floor((middle(clientY) - box.top - this.top) / this.scale);
     return x >= 0 && y >= 0 && x < this.size[0] && y < this.size[1] ? [x, y] : null;
   }
 
@@ -112,8 +114,9 @@ export class View {
 
   centre() {
     const { clientWidth, clientHeight } = this.stage, [width, height] = this.size.map((side) => side * this.scale);
-    // What is smaller than the stage is centred, what is larger leaves no gap.
-    const settle = (offset, shown, all) => (shown <= all ? (all - shown) / 2 : Math.min(0, Math.max(all - shown, offset)));
+    // Fitted it is in the middle; zoomed, the middle of the stage stays on it, and zooming in never moves what is under the mouse.
+    const fitted = this.scale <= this.least * 1.001;
+    const settle = (offset, shown, all) => (fitted ? (all - shown) / 2 : Math.min(all / 2, Math.max(all / 2 - shown, offset)));
     this.left = settle(this.left, width, clientWidth);
     this.top = settle(this.top, height, clientHeight);
   }
