@@ -59,7 +59,7 @@ ROWS = [
         of=("advent", CONTROL),
     ),
     Row("source_control_1000", (), "1000 more steps on the source: the control of two rounds", of=("cbst", CONTROL)),
-    Row("source_control_1500", (), "1500 more steps: the control of ProDA's three stages", of=("proda", CONTROL)),
+    Row("source_control_1300", (), "1300 more steps: the control of ProDA's three stages", of=("proda", CONTROL)),
     Row(
         "source_only_long",
         ("--method", "source_only", "--set", "source_only.steps=1300"),
@@ -77,8 +77,8 @@ ROWS = [
     Row("tpld phase 1", (), "source_only, then 500 steps on labels densified by voting", of=("tpld", "tpld_1")),
     Row("tpld", ("--method", "tpld"), "phase 1, then 500 steps: easy images in full, hard ones aligned", control=TWO),
     Row("proda warm-up", (), "source_only, then 500 steps of adaptsegnet", of=("proda", "warm_up")),
-    Row("proda stage 1", (), "warm-up, then 500 steps on denoised labels", of=("proda", "denoise"), control=TWO),
-    Row("proda", ("--method", "proda"), "stage 1, then 500 steps of distillation", control="source_control_1500"),
+    Row("proda stage 1", (), "warm-up, then 300 steps on denoised labels", of=("proda", "denoise"), control=TWO),
+    Row("proda", ("--method", "proda"), "stage 1, then 500 steps of distillation", control="source_control_1300"),
     Row("proda_ablation", ("--recipe", "cpu/proda_ablation"), "ProDA with more and more of its parts", alone=True),
     Row(
         "oracle",

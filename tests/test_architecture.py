@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weak": {"errors", "types", "artefacts"},
     "data": {"errors", "types", "artefacts", "weak"},
     "methods": {"errors", "types", "losses", "ops", "artefacts", "nets"},
-    "engine": {"errors", "types", "losses", "ops", "artefacts", "nets", "data", "methods"},
+    "engine": {"errors", "types", "losses", "ops", "artefacts", "nets", "data", "methods", "weak"},
     "recipes": {"errors"},
     "demo_data": set(),
     "report": {"errors", "types", "artefacts"},
@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outcome": {"errors", "types", "artefacts", "engine", "feature_pictures", "report", "rounds", "run", "setup"},
     "checking": {"errors", "types", "artefacts", "config", "data", "engine", "setup"},
     "api": {"errors", "types", "artefacts", "config", "data", "engine", "methods", "recipes", "report", "run", "setup"}
-    | {"outcome", "checking", "demo_data", "feature_pictures", "supervision"},
+    | {"outcome", "checking", "demo_data", "feature_pictures", "supervision", "weak"},
     "annotate": {"errors", "types", "artefacts", "weak", "data", "engine", "setup"},
     "cli": {
         "annotate",

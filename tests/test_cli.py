@@ -23,7 +23,9 @@ from segshift.data.classes import read_classes
 from segshift.setup import open_domains, stage_settings
 from workbench import COLOURS, NAMES, Pair, assert_told, assert_whole, environment, label, make_pair, save, segshift
 
-VERBS = ("demo", "check", "adapt", "evaluate", "predict", "report", "compare", "recipes")
+VERBS = (
+    "demo", "check", "adapt", "evaluate", "predict", "report", "compare", "recipes", "labels", "annotate", "features",
+)  # fmt: skip
 OPTIONAL = ("playwright", "torchmetrics", "pytest", "hypothesis", "beartype", "cv2", "torchvision", "timm", "onnx")
 """Packages that no user needs to have."""
 

@@ -34,7 +34,13 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-VERBS: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
+GROUP: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
+VERBS: dict[str, Any] = GROUP | {
+    f"{group} {name}": command
+    for group, verb in GROUP.items()
+    for name, command in vars(verb).get("commands", {}).items()
+}
+"""Every command by its name, those below another one as "labels import"."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -123,6 +129,8 @@ def test_commands_can_be_typed(page: Path) -> None:
         verb, *rest = arguments
         if verb == "--help":
             continue
+        if "commands" in vars(GROUP.get(verb, cli)):
+            verb, rest = f"{verb} {rest[0]}", rest[1:]
         assert verb in VERBS, f"{page.name}: segshift {verb}"
         VERBS[verb].make_context(verb, rest)  # parses, runs nothing
 
@@ -132,8 +140,9 @@ def test_verbs_and_options_in_the_text_exist(page: Path) -> None:
     for code in inline_code(page):
         parts = code.split()
         if parts[0] == "segshift" and len(parts) > 1 and parts[1].isalpha() and parts[1].islower():
-            assert parts[1] in VERBS, f"{page.name}: {code}"
-            unknown = {p.split("=")[0] for p in parts if p.startswith("--")} - options_of(parts[1])
+            verb = " ".join(parts[1:3]) if " ".join(parts[1:3]) in VERBS else parts[1]
+            assert verb in VERBS, f"{page.name}: {code}"
+            unknown = {p.split("=")[0] for p in parts if p.startswith("--")} - options_of(verb)
             assert not unknown, f"{page.name}: {code}"
         elif code.startswith("--"):
             known = set().union(*map(options_of, VERBS))

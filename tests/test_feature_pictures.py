@@ -212,6 +212,7 @@ def test_the_verb_says_the_figures(pair: Pair) -> None:
 
 
 def test_two_domains_in_one_map(pair: Pair) -> None:
+    alone = content(pair)
     done = did(segshift("features", pair.run, "--domain", "val,source", "--device", "cpu"))
     assert "minent" in done.out
     known = content(pair)
@@ -222,13 +223,16 @@ def test_two_domains_in_one_map(pair: Pair) -> None:
     assert set(known["domain"]) == {0, 1}
     assert sorted(known["domain"]) == known["domain"]
     assert all(stage["gap"] > 0 for stage in known["stages"])
+    for both, one in zip(known["stages"], alone["stages"], strict=True):
+        assert both["compactness"] == one["compactness"], "the first domain is measured"
     assert "domain gap" in (pair.run / "report.html").read_text()
 
 
 def test_tsne_where_it_is_installed(pair: Pair) -> None:
     pytest.importorskip("openTSNE", reason="THE MAP tsne WAS NOT TRIED: pip install openTSNE")
+    did(segshift("features", pair.run, "--stages", "minent", "--device", "cpu"))
     pca = content(pair)
-    did(segshift("features", pair.run, "--embed", "tsne", "--stages", "minent", "--device", "cpu"))
+    did(segshift("features", pair.run, "--stages", "minent", "--embed", "tsne", "--device", "cpu"))
     known = content(pair)
     assert known["embed"] == "tsne"
     assert known["stages"][0]["explained"] is None

@@ -100,7 +100,7 @@ def test_what_is_said_decides_whether_a_stage_trains_anew(pair: Pair) -> None:
         POINTS[0],
     ]
     assert did(adapt(pair, weak=write(pair, lines))) == skipped, "said again, by somebody, in another order"
-    moved = [{"image": f"00{i}.png", "points": [[30, 9, "car"]]} for i in range(3)]
+    moved = [{**line, "points": [[50, 40, line["points"][0][2]]]} for line in POINTS]
     before = weights(pair.run, LAST)
     assert did(adapt(pair, weak=write(pair, moved))) == made
     assert any(not torch.equal(value, before[name]) for name, value in weights(pair.run, LAST).items())

@@ -11,10 +11,12 @@ from segshift import checking, recipes
 from segshift.config import RunSettings, apply_set, merge, read_yaml, validated
 from segshift.data.classes import read_classes
 from segshift.data.domains import DomainSettings, open_domain
+from segshift.engine.at_points import count_points
 from segshift.engine.evaluate import evaluate as evaluate_nets
 from segshift.engine.inference import Options
 from segshift.engine.metrics import Metrics
 from segshift.engine.model import Model, load_model, model_folder
+from segshift.engine.point_estimate import PointEstimate, estimate
 from segshift.engine.predict import Predicted, predict_folder
 from segshift.engine.progress import console, track
 from segshift.errors import UserError, nearest
@@ -25,6 +27,8 @@ from segshift.report import build_report
 from segshift.run import Run
 from segshift.setup import devices, has_bf16, keep_apart, locked, open_domains
 from segshift.supervision import read_weak_labels
+from segshift.weak.matching import match
+from segshift.weak.store import WeakStore
 
 StrPath = str | Path
 
@@ -252,6 +256,51 @@ def evaluate(
             precision=precision,
             progress=bar,
         )
+
+
+def evaluate_points(
+    run: StrPath,
+    points: StrPath,
+    domain: StrPath | Mapping[str, Any] | None = None,
+    *,
+    others: Sequence[StrPath] = (),
+    options: Options | None = None,
+    device: str = "auto",
+) -> PointEstimate:
+    """Estimate how good a model, or an average of models, is from clicked points alone: no label of the domain is read.
+
+    Args:
+        run: a run, one of its stages, or a model's folder.
+        points: file of weak labels with points.
+        domain: folder of images or `DomainSettings` as a mapping; None: the `target` of the run.
+        others, options: as of `evaluate`.
+
+    Raises:
+        UserError: no points, or labels that do not fit the images or the model's classes.
+    """
+    models, where = _ensemble([run, *others], device)
+    known = _settings_of(Path(run))
+    domain = known.get("target") if domain is None else domain
+    if domain is None:
+        raise UserError(f"{run} names no target", "the images that were clicked on", "add --domain DIR")
+    declared = {"root": str(domain)} if isinstance(domain, (str, Path)) else dict(domain)
+    settings = validated(DomainSettings, declared, "domain")
+    opened = open_domain(settings, models[0].classes, labelled=False, name="target")
+    labels = match(WeakStore(Path(points)).read(), opened, models[0].classes)
+    if known.get("weak") and Path(known["weak"]).expanduser().resolve() == Path(points).resolve():
+        _say(f"{run} was trained with the labels in {points}: the estimate is too good")
+    with track("at points", len(opened)) as bar:
+        counts = count_points(
+            [model.net for model in models],
+            opened,
+            labels,
+            size=models[0].size,
+            options=options or _test_options(known),
+            device=where,
+            precision=_precision(known, where),
+            progress=bar,
+        )
+    return estimate(counts)
 
 
 def predict(

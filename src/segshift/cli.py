@@ -149,23 +149,47 @@ def _adapt(api: Any, out: Path, config: Path | None, settings: dict[str, Any], d
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run, one of its stages, or a model's folder")],
     domain: Annotated[
-        Path | None, typer.Option(help="labelled folder, or YAML that declares one; default: the run's val")
+        Path | None,
+        typer.Option(help="folder, or YAML that declares one; default: the run's val, with --points its target"),
     ] = None,
     classes: Classes = None,
+    points: Annotated[
+        Path | None, typer.Option(help="file of weak labels: estimate from its points, without masks")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="with --points: another run, whose estimate this one's is compared with")
+    ] = None,
     others: With = None,
     flip: Flip = False,
     scales: Scales = None,
     window: Window = None,
-    out: Annotated[Path | None, typer.Option(help="folder for metrics.json, .csv and .md")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for metrics.json, .csv and .md, or points.json")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure a model on labelled images, at the labels' full size."""
+    """Measure a model on labelled images, at the labels' full size; or estimate how good it is from clicked points."""
     from segshift import api
     from segshift.artefacts.store import make_folder, write_json, write_text
     from segshift.config import read_yaml
+    from segshift.engine.point_estimate import compared
 
     declared = read_yaml(domain) if domain and domain.suffix.lower() in (".yaml", ".yml") else domain
     options = _options(flip, scales, window)
+    if points is not None or against is not None:
+        if points is None or classes is not None:
+            raise UserError(
+                "--against without --points" if points is None else "--classes with --points",
+                "--against compares estimates from --points; classes are the model's",
+                "leave it out" if points is not None else "add --points weak.jsonl",
+            )
+        own = api.evaluate_points(run, points, declared, others=others or [], options=options, device=device)
+        text, content = own.table(), own.to_dict()
+        if against is not None:
+            other = api.evaluate_points(against, points, declared, options=options, device=device)
+            text, content = compared(own, other, (str(run), str(against)))
+        if out is not None:
+            write_json(make_folder(out) / "points.json", content)
+        typer.echo(text, nl=False)
+        return
     metrics = api.evaluate(run, declared, classes=classes, others=others or [], options=options, device=device)
     rows = f"{metrics.markdown_header()}\n{metrics.markdown_row(run.resolve().name)}\n"
     if out is not None:

@@ -136,7 +136,11 @@ def draw_features(root: Path, settings: RunSettings, asked: Asked, device: torch
     classes = domains[0].classes
     content = {
         "fingerprint": wanted,
-        "asked": {"embed": asked.embed, "stages": asked.stages, "domains": asked.domains},
+        "asked": {
+            "embed": asked.embed,
+            "stages": list(asked.stages) if asked.stages else None,
+            "domains": list(asked.domains) if asked.domains else None,
+        },
         "embed": asked.embed,
         "classes": list(classes.names),
         "palette": [list(colour) for colour in classes.palette],

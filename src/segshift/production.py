@@ -14,13 +14,7 @@ from segshift.engine.labelling import PRIOR, Labeller, LabelSettings, clear_dama
 from segshift.engine.model import load_model
 from segshift.engine.pipeline import Stage
 from segshift.engine.priors import read_prior, write_prior
-from segshift.engine.producing import (
-    Answers,
-    PrototypeSettings,
-    SoftLabelSettings,
-    make_prototypes,
-    make_soft_labels,
-)
+from segshift.engine.producing import Answers, PrototypeSettings, make_prototypes, make_soft_labels
 from segshift.setup import Domains, produce_settings
 
 PURPOSES = {
@@ -114,5 +108,5 @@ class Production:
         answers = Answers(net, self.device, self.run.precision)
         if isinstance(settings, PrototypeSettings):
             make_prototypes(answers, target, self.size, folder, settings, workers=workers)
-        elif isinstance(settings, SoftLabelSettings):
-            make_soft_labels(answers, target, self.size, folder, settings, self.say, workers=workers)
+        else:
+            make_soft_labels(answers, target, self.size, folder, self.say, workers=workers)

@@ -104,9 +104,13 @@ def toast(page: Page, text: str) -> None:
     page.locator("#toast.shown", has_text=text).wait_for()
 
 
-def touch(page: Page, kind: str, *fingers: tuple[float, float]) -> None:
+class Fingers:
     """Fingers on the screen; Playwright itself only knows taps."""
-    session = page.context.new_cdp_session(page)
-    points: list[Any] = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(fingers)]
-    session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    session.detach()
+
+    def __init__(self, page: Page) -> None:
+        self._session = page.context.new_cdp_session(page)
+
+    def touch(self, kind: str, *at: tuple[float, float]) -> None:
+        """touchStart, touchMove or touchEnd, with all fingers that are down then."""
+        points: list[Any] = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(at)]
+        self._session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})

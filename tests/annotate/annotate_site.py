@@ -207,12 +207,12 @@ def point(name: str, x: float, y: float, present: bool = True) -> dict[str, Any]
 
 
 @contextlib.contextmanager
-def serving(site: Site, who: str | None = None, suggestions: Any = None) -> Iterator[Client]:
+def serving(site: Site, who: str | None = None, suggestions: Any = None, once: str | None = None) -> Iterator[Client]:
     """The application on a real socket, in a thread of this process."""
     beside = Beside(site.out)
     work = Work(open_folder(site.images), make_classes(CLASSES), site.store, beside, who)
     token = beside.token()
-    app = build_app(work, token, suggestions)
+    app = build_app(work, token, suggestions, once=once)
     server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None))
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -258,6 +258,14 @@ def test_the_last_slash_of_the_link_may_be_missing(client: Client) -> None:
     assert (answer.status, answer.headers["location"]) == (307, f"/{client.token}/")
 
 
+def test_the_path_for_the_browser_leads_in_once(tmp_path: Path) -> None:
+    with serving(make_site(tmp_path, 1), once="once-only") as client:
+        assert client.ask("/once-only", "POST", b"{}").status == 403
+        first = client.ask("/once-only")
+        assert (first.status, first.headers["location"]) == (303, f"/{client.token}/")
+        assert client.ask("/once-only").status == 403
+
+
 @pytest.mark.parametrize(
     "origin", [None, "null", "", "http://evil.example", "http://127.0.0.1", "https://127.0.0.1:{port}",
                "http://localhost:{port}", "http://127.0.0.1:{port}.evil.example", "http://127.0.0.1:1"],

@@ -232,6 +232,13 @@ def test_truth_on_the_grid(tmp_path: Path) -> None:
     assert ids[1, 5, 1:].tolist() == ((columns // 16 + 1) % 3)[1:].tolist()
 
 
+def test_truth_is_brought_to_the_working_size_first(tmp_path: Path) -> None:
+    """As in training: a pixel of 12 x 12 stands for 8 x 4 of the label's, whose ignored first column it does not see."""
+    domain = opened(write_domain(tmp_path, 1, labelled=True))
+    ids = ids_on_grid(Answers(Tiny(), CPU, "fp32"), domain, [0], (12, 12))
+    assert ids.tolist() == [[[0, 0, 2]] * 3]
+
+
 def test_without_labels_the_network_is_asked_and_no_label_is_opened(tmp_path: Path) -> None:
     write_domain(tmp_path, 2, labelled=True)
     shutil.rmtree(tmp_path / "labels")
@@ -267,13 +274,14 @@ def one_point(row: int, column: int, grid: tuple[int, int]) -> Points:
 
 
 def test_a_network_of_another_grid_is_read_at_the_nearest_cells(tmp_path: Path) -> None:
-    """`Colour` answers at every pixel: the cell (2, 3) of a grid of 12 x 24 cells is the pixel (9, 12) of 48 x 96."""
+    """`Colour` answers at every pixel: the last cell of a grid of 12 x 24 is the last pixel of 48 x 96."""
     domain = opened(write_domain(tmp_path, 1, labelled=True))
-    points = one_point(2, 3, (12, 24))
-    features, _ = features_at(Answers(Colour(), CPU, "fp32"), domain, points, SIZE)
-    with Image.open(domain.items[0].image) as picture:
-        pixel = picture.convert("RGB").getpixel((round(3 * 95 / 23), round(2 * 47 / 11)))
-    assert features[0].tolist() == [level / 255 for level in pixel]  # type: ignore[union-attr]
+    ramp = np.arange(48 * 96 * 3).reshape(48, 96, 3) % 251
+    Image.fromarray(ramp.astype(np.uint8)).save(domain.items[0].image)
+    for row, column, pixel in ((2, 3, (9, 12)), (11, 23, (47, 95)), (0, 0, (0, 0))):
+        points = one_point(row, column, (12, 24))
+        features, _ = features_at(Answers(Colour(), CPU, "fp32"), domain, points, SIZE)
+        np.testing.assert_allclose(features[0], ramp[pixel] / 255, rtol=1e-6)
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

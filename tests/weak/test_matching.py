@@ -23,7 +23,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def domain(place: Place, **settings: object) -> Domain:
-    return open_domain(DomainSettings(root=place.root, **settings), CLASSES, labelled=False, name="target")  # type: ignore[arg-type]
+    return open_domain(DomainSettings(root=place.root, **settings), CLASSES, labelled=False, name="target")
 
 
 def matched(place: Place, *labels: WeakLabel, **settings: object) -> dict[str, WeakLabel]:

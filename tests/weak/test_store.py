@@ -284,3 +284,27 @@ def test_the_store_brings_nothing_heavy() -> None:
     code = "import sys, segshift.weak.store; print(*{m.partition('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert not {"torch", "numpy", "PIL", "pydantic", "yaml"} & set(done.stdout.split())
+
+
+def test_extend_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = WeakStore(tmp_path / "weak.jsonl")
+    store.append(label("a.jpg"))
+    before = store.path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(UserError, match="cannot write"):
+            store.extend([label("b.jpg"), label("c.jpg")])
+    assert store.path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["weak.jsonl"]
+    store.path.chmod(0o600)
+    (tmp_path / "link.jsonl").symlink_to(store.path)
+    WeakStore(tmp_path / "link.jsonl").extend([label("b.jpg"), label("c.jpg")])
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert list(store.read()) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert store.path.stat().st_mode & 0o777 == 0o600
+    store.extend([])
+    assert len(store.lines()) == 3

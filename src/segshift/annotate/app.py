@@ -140,13 +140,14 @@ def _file(content: bytes, media: str, request: Request) -> Response:
     return Response(content, media_type=media, headers={"Cache-Control": "no-cache"})
 
 
-def build_app(work: Work, token: str, suggestions: Suggestions | None = None) -> Guard:
+def build_app(work: Work, token: str, suggestions: Suggestions | None = None, *, once: str | None = None) -> Guard:
     """The whole application (ASGI), all of it behind the token.
 
     Args:
         work: the labels and images.
         token: first part of every path.
         suggestions: tags that a model predicts; None: no model was named.
+        once: see `Guard`.
     """
     answers = _Answers(work, suggestions)
     asked: Mapping[str, Callable[[Request], Response]] = {
@@ -172,4 +173,4 @@ def build_app(work: Work, token: str, suggestions: Suggestions | None = None) ->
     application = Starlette(routes=routes)
     # It would send the browser to a path without the token.
     application.router.redirect_slashes = False
-    return Guard(application, token)
+    return Guard(application, token, once)

@@ -45,10 +45,12 @@ class Guard:
     Args:
         app: answers the requests that are let through.
         token: the first part of the path of every request.
+        once: a path that leads to the page one single time. A browser is started with it: other users of this computer
+            see the arguments of programs.
     """
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._token = app, token
+    def __init__(self, app: ASGIApp, token: str, once: str | None = None) -> None:
+        self._app, self._token, self._once = app, token, once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
@@ -81,6 +83,9 @@ class Guard:
             raise _Refused(405, "GET, HEAD and POST only.")
         # From the bytes on the wire: a decoded %2F must not pass for a slash.
         first, slash, rest = scope["raw_path"].partition(b"?")[0].lstrip(b"/").partition(b"/")
+        if self._once and method == "GET" and hmac.compare_digest(first, self._once.encode()):
+            self._once = None
+            return RedirectResponse(f"/{self._token}/", 303)
         if not hmac.compare_digest(first, self._token.encode()):
             raise _Refused(403, "This is no valid link: open the one that `segshift annotate` printed.")
         site = headers.get("sec-fetch-site", "same-origin")

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import ipaddress
 import os
+import secrets
 import socket
 import sys
 import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from segshift.annotate.beside import Beside
+from segshift.annotate.beside import TOKEN_BYTES, Beside
 from segshift.annotate.folder import open_folder
 from segshift.annotate.work import Work
 from segshift.data.classes import read_classes
@@ -77,18 +78,19 @@ def annotate(
             begun = {name for name, done in zip(folder.names, work.progress().done, strict=True) if done != "0"}
             suggestions = Suggestions(suggest, folder, listed, beside.folder, set(folder.names) - begun, device)
             stack.callback(suggestions.stop)
+        once = secrets.token_urlsafe(TOKEN_BYTES)
         config = uvicorn.Config(
-            build_app(work, beside.token(), suggestions),
+            build_app(work, beside.token(), suggestions, once=once),
             http="h11", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-            timeout_graceful_shutdown=2,
+            proxy_headers=False, timeout_graceful_shutdown=2,
         )  # fmt: skip
-        link = f"http://{_shown(host)}:{listening.getsockname()[1]}/{beside.token()}/"
+        address = f"http://{_shown(host)}:{listening.getsockname()[1]}"
         before = work.progress()
         say(f"{before.labelled} of {len(before.done)} images are labelled in {out}")
-        say(f"open {link}")
+        say(f"open {address}/{beside.token()}/")
         say("stop with Ctrl-C; every action is saved at once. The same command goes on, with the same link")
         if browse and _has_desktop():
-            webbrowser.open(link)
+            webbrowser.open(f"{address}/{once}")
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
         after = work.progress()

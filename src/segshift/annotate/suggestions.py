@@ -52,7 +52,7 @@ class Suggestions:
     def __init__(
         self, run: Path, folder: Folder, classes: ClassSet, beside: Path, first: set[str], device: str = "auto"
     ) -> None:
-        self._folder, self._run = folder, run
+        self._folder, self._run, self._classes = folder, run, classes
         self._lock = threading.Lock()
         self._known: dict[str, Suggested] = {}
         self._problems: dict[str, str] = {}
@@ -67,7 +67,7 @@ class Suggestions:
         )
         try:
             hello = self._hello()
-            names = self._usable(hello["classes"], classes)
+            names = self._usable(hello["classes"])
             kept = hashlib.sha256(json.dumps([hello["model"], names]).encode()).hexdigest()[:16]
             self._kept = beside / f"suggestions-{kept}.jsonl"
             self._prints = {name: fingerprint(folder.file(name)) for name in folder.names}
@@ -137,13 +137,13 @@ class Suggestions:
             raise UserError(f"--suggest {self._run}: {hello['found']}", hello["wanted"], hello["remedy"])
         return hello
 
-    def _usable(self, known: list[str], classes: ClassSet) -> list[str | None]:
+    def _usable(self, known: list[str]) -> list[str | None]:
         """For each class of the model, its name in the class list; None: not in it."""
-        names = [name if name in classes.names else None for name in known]
+        names = [name if name in self._classes.names else None for name in known]
         if not any(names):
             raise UserError(
                 f"--suggest {self._run}: the model knows {', '.join(known)}",
-                f"some of the classes of --classes: {', '.join(classes.names)}",
+                f"some of the classes of --classes: {', '.join(self._classes.names)}",
                 "name a run that was trained with this class list",
             )
         return names
@@ -163,7 +163,7 @@ class Suggestions:
             elif "problem" in said:
                 self._problems[said["image"]] = said["problem"]
             else:
-                self._known[said["image"]] = Suggested(tuple(said["tags"]), said["entropy"])
+                self._know(said)
                 line = json.dumps({**said, "file": self._prints[said["image"]]}) + "\n"
                 try:
                     with open(self._kept, "a", encoding="utf-8") as file:
@@ -172,13 +172,17 @@ class Suggestions:
                     # They hold in this session all the same.
                     self._failure = f"suggestions cannot be kept for the next start: {error.strerror}"
 
+    def _know(self, said: dict[str, Any]) -> None:
+        tags = tuple(name for name in self._classes.names if name in said["tags"])
+        self._known[said["image"]] = Suggested(tags, float(said["entropy"]))
+
     def _read_kept(self) -> None:
         lines = self._kept.read_bytes().splitlines() if self._kept.exists() else []
         for line in lines:
             try:
                 entry = json.loads(line)
                 if self._prints.get(entry["image"]) == entry["file"]:
-                    self._known[entry["image"]] = Suggested(tuple(entry["tags"]), float(entry["entropy"]))
+                    self._know(entry)
             except (ValueError, LookupError, TypeError):
                 # Cut off by a crash; it is computed again.
                 continue

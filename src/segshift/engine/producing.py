@@ -34,9 +34,7 @@ class PrototypeSettings(Settings):
 
 
 class SoftLabelSettings(Settings):
-    """How soft labels are made. Default: the ProDA release (methods.md section 10.3)."""
-
-    flip: bool = Field(False, description="average with the answer to the mirrored image: a second pass")
+    """Soft labels have no settings: the network in evaluation mode, one pass, no flip (methods.md section 10.3)."""
 
 
 class Answers:
@@ -56,7 +54,6 @@ def make_soft_labels(
     domain: Domain,
     size: tuple[int, int],
     folder: Path,
-    settings: SoftLabelSettings,
     say: Callable[[str], None],
     *,
     workers: int = 1,
@@ -72,10 +69,7 @@ def make_soft_labels(
     """
 
     def task(index: int, pixels: np.ndarray) -> None:
-        soft = _distribution(answers(pixels))
-        if settings.flip:
-            soft = (soft + _distribution(answers(np.ascontiguousarray(pixels[:, ::-1])))[:, ::-1]) / 2
-        write_soft(_soft_file(folder, domain.items[index].name), soft)
+        write_soft(_soft_file(folder, domain.items[index].name), _distribution(answers(pixels)))
 
     def make() -> Iterable[Path]:
         grid = answers(np.zeros((size[1], size[0], 3), np.uint8)).logits.shape[-2:]

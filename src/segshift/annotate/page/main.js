@@ -10,7 +10,7 @@ import { View } from "./view.js";
 const PULSE = 2000; // milliseconds between questions whether the server is there
 const IDLE = 30; // seconds without any input that count as work at most
 const WAITING = 30; // inputs that may wait for the server
-const HISTORY = "segshift-history", REMEMBERED = 300;
+const HISTORY = `segshift-history${location.pathname}`, REMEMBERED = 300;
 
 const part = (id) => document.getElementById(id);
 const blank = { tags: [], points: [], complete: false, dismissed: [], suggested: null, size: [1, 1] };
@@ -35,7 +35,7 @@ const view = new View(part("stage"), part("picture"), part("points"), {
   place: (x, y) => { const on = page.shown; input(() => on === page.shown && place(x, y)); },
   choose: (point) => { page.chosen = equal(point, page.chosen) ? null : point; render(); },
   remove: (point) => input(() => removePoint(point)),
-  hover: (point) => { if (!equal(point, page.hover) && (point || page.hover)) { page.hover = point; marks(); } },
+  hover, left: () => { hover(null); part("ghost").hidden = true; },
   zoomed: (scale) => { document.querySelector("#zoom span").textContent = `${Math.round(scale * 100)} %`; },
   moved: ghost,
 });
@@ -256,6 +256,12 @@ function render() {
   tip.querySelector("span").textContent = page.current ?? "choose a class";
 }
 
+function hover(point) {
+  if (equal(point, page.hover) || (!point && !page.hover)) return;
+  page.hover = point;
+  marks();
+}
+
 // The current class follows the mouse.
 function ghost(event) {
   const tip = part("ghost"), box = part("stage").getBoundingClientRect();
@@ -334,7 +340,19 @@ part("trouble").querySelector("button").addEventListener("click", () => {
   if (server.queue.length) server.drop(server.queue[0]);
   if (!server.queue.length) server.well();
 });
+// Reloading keeps what waits, closing the tab would not.
+addEventListener("beforeunload", (event) => { if (server.queue.length) event.preventDefault(); });
 addEventListener("visibilitychange", () => { if (!document.hidden) void server.pulse(); });
+
+// The image that the link names, behind its #; -1: none of these.
+function linked() {
+  try {
+    return page.images.indexOf(decodeURIComponent(location.hash.slice(1)));
+  } catch {
+    return -1;
+  }
+}
+addEventListener("hashchange", () => { const place = linked(); if (place >= 0) input(() => go(place)); });
 
 async function start() {
   try {
@@ -348,8 +366,7 @@ async function start() {
   part("whoami").textContent = `${session.folder}${session.who ? ` · labels are signed ${session.who}` : ""}`;
   panel.fill(page.classes, page.keys);
   panel.progress(session);
-  const wanted = page.images.indexOf(decodeURIComponent(location.hash.slice(1)));
-  const open = page.done.indexOf(0);
+  const open = page.done.indexOf(0), wanted = linked();
   await go(wanted >= 0 ? wanted : Math.max(0, open));
   await server.pump(); // what was not saved when the page was left
   setInterval(() => void server.pulse(), PULSE);

@@ -51,6 +51,7 @@ export class Panel {
       const present = label.tags.includes(name), points = label.points.filter((p) => p[2] === name).length;
       row.classList.toggle("present", present);
       row.classList.toggle("suggested", open.has(name));
+      if (name === current && !row.classList.contains("current")) row.scrollIntoView({ block: "nearest" });
       row.classList.toggle("current", name === current);
       const tick = row.firstChild, said = row.querySelector(".said");
       tick.setAttribute("aria-pressed", String(present));
@@ -70,7 +71,7 @@ export class Panel {
     if (open) {
       const note = element("p", "note hint");
       note.append(element("b", "", `${count(open, "class").replace("classs", "classes")} suggested by the model, not saved.`),
-        " A class's key takes its tick away; ", element("kbd", "", "Enter"), " confirms the rest.");
+        " Take wrong ticks away; \"Complete\" confirms the rest.");
       notes.push(note);
     }
     if (label.turned) notes.push(element("p", "note", "This file asks viewers to turn it (EXIF). segshift reads and shows it as it is stored."));
@@ -94,7 +95,7 @@ export class Panel {
   }
 
   saved(waiting) {
-    part("saved").textContent = waiting ? "saving…" : "saved";
+    part("saved").replaceChildren(waiting ? "saving…" : element("span", "words", "saved"));
     part("saved").classList.toggle("waiting", waiting > 0);
   }
 

@@ -1,6 +1,6 @@
 // Talks to the server: one action at a time, each kept until the server says that it is on disk.
 
-const QUEUE = "segshift-queue";
+const QUEUE = `segshift-queue${location.pathname}`; // the path is another for other labels
 const PATIENCE = 8000; // milliseconds until a server that says nothing counts as gone
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
@@ -41,6 +41,7 @@ export class Server {
     this.trouble = null;
     this.stamp = null;
     this.pumping = null;
+    this.acts = 0; // actions that were answered
   }
 
   get(path, image) {
@@ -69,9 +70,13 @@ export class Server {
   }
 
   async label(image) {
-    const label = await this.insist("label", image);
-    this.labels.set(image, label);
-    return label;
+    for (;;) {
+      const acts = this.acts, label = await this.insist("label", image);
+      // What was asked before an action must not replace what came of the action.
+      if (acts !== this.acts) continue;
+      this.labels.set(image, label);
+      return label;
+    }
   }
 
   // The label of an image as it will be when everything that waits is saved.
@@ -135,6 +140,7 @@ export class Server {
       if (error.status !== 409) throw error;
       // Somebody else was faster. On what they made of it the same operations are tried again.
       this.well();
+      this.acts += 1;
       this.labels.set(image, error.content.label);
       if (!entry.tried) {
         entry.before = undefined;
@@ -143,6 +149,7 @@ export class Server {
       return;
     }
     this.drop(entry);
+    this.acts += 1;
     this.labels.set(image, reply.label);
     this.well();
     this.heard(reply, true);

@@ -8,7 +8,7 @@ const BLOCKY = 5; // from this scale on pixels are shown as squares
 const MARGIN = 10;
 
 export class View {
-  // on: place(x, y, kind), choose(point), remove(point), hover(point or null), zoomed(scale), moved(clientX, clientY)
+  // on: place(x, y, kind), choose(point), remove(point), hover(point or null), left(), zoomed(scale), moved(event)
   constructor(stage, picture, layer, on) {
     Object.assign(this, { stage, picture, layer, on });
     this.size = null;
@@ -20,7 +20,7 @@ export class View {
     stage.addEventListener("pointermove", (e) => this.move(e));
     stage.addEventListener("pointerup", (e) => this.up(e));
     stage.addEventListener("pointercancel", (e) => this.pointers.delete(e.pointerId));
-    stage.addEventListener("pointerleave", () => this.on.hover(null));
+    stage.addEventListener("pointerleave", () => this.on.left());
     stage.addEventListener("contextmenu", (e) => e.preventDefault());
     stage.addEventListener("wheel", (e) => this.wheel(e), { passive: false });
     // The middle button would start the browser's own scrolling.
@@ -132,14 +132,15 @@ export class View {
     }
   }
 
-  // Zoom by a factor; what is at a place of the screen stays there.
-  zoom(factor, clientX, clientY) {
+  // Zoom by a factor; what is at a place of the screen stays there, or goes to another.
+  zoom(factor, clientX, clientY, toX = clientX, toY = clientY) {
     if (!this.size) return;
     const box = this.stage.getBoundingClientRect();
     const [x, y] = clientX === undefined ? [box.width / 2, box.height / 2] : [clientX - box.left, clientY - box.top];
+    const [dx, dy] = clientX === undefined ? [0, 0] : [toX - clientX, toY - clientY];
     const scale = Math.min(Math.max(this.scale * factor, this.least), Math.max(CLOSEST, this.least));
-    this.left = x - ((x - this.left) * scale) / this.scale;
-    this.top = y - ((y - this.top) * scale) / this.scale;
+    this.left = x + dx - ((x - this.left) * scale) / this.scale;
+    this.top = y + dy - ((y - this.top) * scale) / this.scale;
     this.scale = scale;
     this.centre();
     this.draw();
@@ -193,8 +194,7 @@ export class View {
     if (this.pointers.size === 1) this.shift(dx, dy);
     else if (this.pointers.size === 2) {
       const after = this.spread();
-      this.shift(after.x - before.x, after.y - before.y);
-      this.zoom(after.far / Math.max(1, before.far), after.x, after.y);
+      this.zoom(after.far / Math.max(1, before.far), before.x, before.y, after.x, after.y);
     }
   }
 
