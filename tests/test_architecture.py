@@ -44,8 +44,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"errors", "types", "artefacts", "config", "data", "engine", "methods", "nets", "production", "setup"}
     | {"networks", "stage_checks", "supervision"},
     "rounds": {"errors", "types", "artefacts", "data", "engine", "methods", "run", "setup"},
+    "tagging": {"errors", "artefacts", "config", "data", "engine", "methods", "run", "setup", "supervision", "weak"},
     "feature_pictures": {"errors", "types", "artefacts", "config", "data", "engine", "setup"},
-    "outcome": {"errors", "types", "artefacts", "engine", "feature_pictures", "report", "rounds", "run", "setup"},
+    "outcome": {"errors", "types", "artefacts", "engine", "feature_pictures", "report", "rounds", "run", "setup"}
+    | {"tagging"},
     "checking": {"errors", "types", "artefacts", "config", "data", "engine", "setup"},
     "api": {"errors", "types", "artefacts", "config", "data", "engine", "methods", "recipes", "report", "run", "setup"}
     | {"outcome", "checking", "demo_data", "feature_pictures", "supervision", "weak"},

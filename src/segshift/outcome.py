@@ -29,6 +29,7 @@ from segshift.report import build_report
 from segshift.rounds import tell_of_labels
 from segshift.run import Run
 from segshift.setup import digest
+from segshift.tagging import tell_of_tags
 
 CLEAR_GAIN = 0.005
 """Half a point of mIoU: a smaller difference is called none."""
@@ -76,6 +77,7 @@ def finish(run: Run) -> dict[str, Any] | None:
     except UserError as error:
         run.say(f"no pictures in the report: {error}")
     tell_of_labels(run)
+    tell_of_tags(run, measured.models if measured else {})
     try:
         keep_features(run.root, run.settings, run.device, draw=run.settings.panels > 0)
     except UserError as error:

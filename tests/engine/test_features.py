@@ -233,7 +233,7 @@ def test_truth_on_the_grid(tmp_path: Path) -> None:
 
 
 def test_truth_is_brought_to_the_working_size_first(tmp_path: Path) -> None:
-    """As in training: a pixel of 12 x 12 stands for 8 x 4 of the label's, whose ignored first column it does not see."""
+    """As in training: a pixel of 12 x 12 stands for 8 x 4 of the label; the first, ignored column is lost."""
     domain = opened(write_domain(tmp_path, 1, labelled=True))
     ids = ids_on_grid(Answers(Tiny(), CPU, "fp32"), domain, [0], (12, 12))
     assert ids.tolist() == [[[0, 0, 2]] * 3]

@@ -40,10 +40,8 @@ class _Answers:
 
     def session(self, request: Request) -> Response:
         """The classes, and all images in the order in which to label them."""
-        names = self._work.folder.names
-        progress = self._work.progress()
         ranked = self._suggestions.ranked() if self._suggestions else None
-        place = {name: i for i, name in enumerate(names)}
+        names, done = ranked or self._work.folder.names, self._work.done()
         classes = self._work.classes
         return JSONResponse(
             {
@@ -51,8 +49,8 @@ class _Answers:
                     {"name": name, "colour": "#%02x%02x%02x" % colour}  # noqa: UP031
                     for name, colour in zip(classes.names, classes.palette, strict=True)
                 ],
-                "images": list(ranked or names),
-                "done": "".join(progress.done[place[name]] for name in ranked or names),
+                "images": list(names),
+                "done": "".join(str(done.get(name, 0)) for name in names),
                 "ranked": ranked is not None,
                 "who": self._work.who,
                 "folder": str(self._work.folder.home),
@@ -93,7 +91,7 @@ class _Answers:
         progress = self._work.progress()
         suggestions = self._suggestions
         return {
-            "total": len(progress.done),
+            "total": progress.total,
             "labelled": progress.labelled,
             "complete": progress.complete,
             "median": progress.median,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import ipaddress
 import os
 import secrets
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from segshift.annotate.beside import TOKEN_BYTES, Beside
 from segshift.annotate.folder import open_folder
+from segshift.annotate.suggestions import Suggestions
 from segshift.annotate.work import Work
 from segshift.data.classes import read_classes
 from segshift.errors import UserError
@@ -57,10 +59,8 @@ def annotate(
         UserError: before anything is served: a folder, file, port or model cannot be used.
     """
     try:
-        import uvicorn
-
-        from segshift.annotate.app import build_app
-        from segshift.annotate.suggestions import Suggestions
+        importlib.import_module("uvicorn")
+        importlib.import_module("starlette")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("uvicorn", "starlette"):
             raise
@@ -75,26 +75,38 @@ def annotate(
         suggestions = None
         if suggest is not None:
             say(f"loading {suggest} for suggestions")
-            begun = {name for name, done in zip(folder.names, work.progress().done, strict=True) if done != "0"}
-            suggestions = Suggestions(suggest, folder, listed, beside.folder, set(folder.names) - begun, device)
+            first = set(folder.names) - set(work.done())
+            suggestions = Suggestions(suggest, folder, listed, beside.folder, first, device)
             stack.callback(suggestions.stop)
-        once = secrets.token_urlsafe(TOKEN_BYTES)
-        config = uvicorn.Config(
-            build_app(work, beside.token(), suggestions, once=once),
-            http="h11", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-            proxy_headers=False, timeout_graceful_shutdown=2,
-        )  # fmt: skip
-        address = f"http://{_shown(host)}:{listening.getsockname()[1]}"
-        before = work.progress()
-        say(f"{before.labelled} of {len(before.done)} images are labelled in {out}")
-        say(f"open {address}/{beside.token()}/")
+        standing = work.progress()
+        say(f"{standing.labelled} of {standing.total} images are labelled in {out}")
+        _serve(work, suggestions, beside.token(), listening, f"http://{_shown(host)}", browse, say)
+        standing = work.progress()
+        say(f"{standing.labelled} of {standing.total} images are labelled: {out.resolve()}")
+
+
+def _serve(
+    work: Work, suggestions: Suggestions | None, token: str, listening: socket.socket, scheme: str, browse: bool,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Answer requests until Ctrl-C."""
+    import uvicorn
+
+    from segshift.annotate.app import build_app
+
+    once = secrets.token_urlsafe(TOKEN_BYTES)
+    config = uvicorn.Config(
+        build_app(work, token, suggestions, once=once),
+        http="h11", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        proxy_headers=False, timeout_graceful_shutdown=2,
+    )  # fmt: skip
+    address = f"{scheme}:{listening.getsockname()[1]}"
+    with contextlib.suppress(KeyboardInterrupt):
+        say(f"open {address}/{token}/")
         say("stop with Ctrl-C; every action is saved at once. The same command goes on, with the same link")
         if browse and _has_desktop():
             webbrowser.open(f"{address}/{once}")
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
-        after = work.progress()
-        say(f"{after.labelled} of {len(after.done)} images are labelled: {out.resolve()}")
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def _check_out(out: Path) -> None:

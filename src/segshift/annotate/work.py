@@ -49,14 +49,14 @@ class Progress:
     """How far the folder is labelled.
 
     Attributes:
-        done: a digit an image, in the order of their names: 0 not labelled, 1 begun, 2 complete.
+        total: images.
         labelled: images with any label.
         complete: of those, images whose tags are complete.
         median: seconds spent on an image; None: none was labelled here.
         stamp: changes with every change of a label.
     """
 
-    done: str
+    total: int
     labelled: int
     complete: int
     median: float | None
@@ -165,12 +165,18 @@ class Work:
         with self._lock:
             self._refresh()
             return Progress(
-                "".join(str(self._done.get(name, 0)) for name in self.folder.names),
+                len(self.folder.names),
                 len(self._done),
                 list(self._done.values()).count(2),
                 self._beside.median(self._done),
                 f"{self._boot}-{self._changes}",
             )
+
+    def done(self) -> dict[str, int]:
+        """Images with a label: 1 begun, 2 complete."""
+        with self._lock:
+            self._refresh()
+            return dict(self._done)
 
     # ---- the file
 

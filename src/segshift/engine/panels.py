@@ -125,7 +125,7 @@ def choose_and_write_panels(
     scores = {name: _scores(metrics, name) for name in shown}
     names = [item.name for item in domain.items]
     choices = choose(names, count, scores.get(control or "", {}), scores[adapted], (control or "", adapted))
-    _clear(make_folder(folder))
+    clear_panels(make_folder(folder))
     entries = []
     for number, choice in enumerate(choices):
         item = domain.items[choice.index]
@@ -206,7 +206,7 @@ def _save(folder: Path, number: int, kind: str, picture: Image.Image | None) -> 
     return name
 
 
-def _clear(folder: Path) -> None:
+def clear_panels(folder: Path) -> None:
     """Remove the panels of an earlier call, their index first: it never names a file of another call."""
     for path in [folder / "index.json", *sorted(folder.glob("[0-9][0-9][0-9]-*"))]:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Stage:
         init: the stage whose network this one starts from or, of a labels stage, labels with; empty: there is
             none; None: not known.
         labels: the labels stage that it trains on; empty: not known, none.
+        figures: what the log has of the method beside its losses.
     """
 
     folder: str
@@ -43,6 +44,7 @@ class Stage:
     miou: tuple[Point, ...]
     init: str | None = None
     labels: str = ""
+    figures: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
 
 
 def read_stage(folder: Path, planned: Mapping[str, Mapping[str, Any]], problems: list[str]) -> Stage:
@@ -57,7 +59,7 @@ def read_stage(folder: Path, planned: Mapping[str, Mapping[str, Any]], problems:
     data = mapping(load(folder.parent, f"{folder.name}/stage.json", problems)) if described else {}
     if not described:
         problems.append(f"{folder.name} has no stage.json: it did not finish")
-    losses, miou, last_step = _log(folder, problems)
+    losses, figures, miou, last_step = _log(folder, problems)
     name = text(data.get("name"), folder.name.split("-", 1)[-1])
     plan = planned.get(name, {})
     kind = text(data.get("kind"), LABELS if any((folder / file).exists() for file in LABELS_FILES) else "")
@@ -78,12 +80,18 @@ def read_stage(folder: Path, planned: Mapping[str, Mapping[str, Any]], problems:
         miou=miou,
         init=text(data["init"]) if "init" in data else text(plan.get("init")) if name in planned else None,
         labels=text(data.get("labels"), text(plan.get("labels"))),
+        figures=figures,
     )
 
 
-def _log(folder: Path, problems: list[str]) -> tuple[dict[str, tuple[Point, ...]], tuple[Point, ...], int | None]:
+Curves = dict[str, tuple[Point, ...]]
+
+
+def _log(folder: Path, problems: list[str]) -> tuple[Curves, Curves, tuple[Point, ...], int | None]:
+    """Losses, figures and mIoU over the steps, and the last step."""
     path = folder / "log.jsonl"
     losses: dict[str, dict[int, float]] = {}
+    figures: dict[str, dict[int, float]] = {}
     miou: dict[int, float] = {}
     damaged, wrong, last_step = 0, 0, None
     try:
@@ -98,18 +106,19 @@ def _log(folder: Path, problems: list[str]) -> tuple[dict[str, tuple[Point, ...]
                 if step is None:
                     continue
                 last_step = max(step, last_step or 0)
-                for name, value in mapping(entry.get("loss")).items():
-                    if (level := number(value)) is not None:
-                        losses.setdefault(name, {})[step] = level
-                    else:
-                        wrong += 1
+                for key, curves in (("loss", losses), ("figures", figures)):
+                    for name, value in mapping(entry.get(key)).items():
+                        if (level := number(value)) is not None:
+                            curves.setdefault(name, {})[step] = level
+                        else:
+                            wrong += 1
                 value = mapping(entry.get("val")).get("miou")
                 if (share := fraction(value)) is not None:
                     miou[step] = share
                 elif value is not None:
                     wrong += 1
     except FileNotFoundError:
-        return {}, (), None
+        return {}, {}, (), None
     except OSError as error:
         problems.append(f"{folder.name}/log.jsonl cannot be read ({error.strerror or error})")
     if damaged:
@@ -118,4 +127,8 @@ def _log(folder: Path, problems: list[str]) -> tuple[dict[str, tuple[Point, ...]
         problems.append(
             f"{folder.name}/log.jsonl: {wrong} value{'s' * (wrong > 1)} (not finite, or no fraction) left out"
         )
-    return {name: tuple(sorted(line.items())) for name, line in losses.items()}, tuple(sorted(miou.items())), last_step
+    return _sorted(losses), _sorted(figures), tuple(sorted(miou.items())), last_step
+
+
+def _sorted(curves: Mapping[str, Mapping[int, float]]) -> Curves:
+    return {name: tuple(sorted(line.items())) for name, line in curves.items()}

@@ -14,7 +14,8 @@ export const classKeys = (count) => [...DIGITS, ...LETTERS].slice(0, count);
 // The key of an event: a letter in lower case, a digit by its place (with Shift, and on French keyboards without, it types another sign).
 function keyOf(event) {
   if (event.code === "Backquote") return "Backquote";
-  if (/^(Digit|Numpad)\d$/.test(event.code)) return event.code.slice(-1);
+  // Without Num Lock the keys of the number block are arrows.
+  if (/^Digit\d$/.test(event.code) || (/^Numpad\d$/.test(event.code) && /^\d$/.test(event.key))) return event.code.slice(-1);
   if (/^[a-z]$/i.test(event.key)) return event.key.toLowerCase();
   // Letters of other scripts: by their place.
   if (event.key.length === 1 && /^Key[A-Z]$/.test(event.code)) return event.code.slice(-1).toLowerCase();

@@ -52,7 +52,8 @@ function input(act) {
   const now = performance.now() / 1000;
   time.seconds += Math.min(IDLE, now - time.last);
   time.last = now;
-  if (server.trouble || waiting >= WAITING) return;
+  if (server.trouble) return;
+  if (waiting >= WAITING) return panel.tell("Not taken: saving is slow just now.", "bad");
   waiting += 1;
   inputs = inputs.then(act).catch((error) => panel.tell(error.message, "bad")).finally(() => { waiting -= 1; });
 }

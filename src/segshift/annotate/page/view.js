@@ -171,7 +171,8 @@ export class View {
     this.stage.setPointerCapture(event.pointerId);
     const alone = this.pointers.size === 0;
     const at = { x: event.clientX, y: event.clientY };
-    this.pointers.set(event.pointerId, { ...at, from: at, button: event.button, kind: event.pointerType, still: alone });
+    const button = event.ctrlKey ? 2 : event.button; // a Mac's right click
+    this.pointers.set(event.pointerId, { ...at, from: at, button, kind: event.pointerType, still: alone });
     // Two fingers are no tap, whichever is lifted first.
     if (!alone) this.pointers.forEach((pointer) => { pointer.still = false; });
   }
