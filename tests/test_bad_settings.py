@@ -90,6 +90,10 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "unknown weights": (_set("net.options.weights=imagnet"), ("imagnet", "imagenet or none")),
     "option of the wrong type": (_set("net.options.width=wide"), ("deeplab_lite", "to do")),
     "checkpoint without layout": (_set("net.checkpoint=x.pth"), ("net.checkpoint", "layout", "to do")),
+    "checkpoint without layout, and a stage that changes an option": (
+        _set("net.checkpoint=x.pth", "source_only.net={options: {width: 8}}"),
+        ("net.checkpoint", "layout", "to do"),
+    ),
     "checkpoint missing": (
         _set("net.checkpoint=x.pth", "net.layout=efficientnet_lite0"),
         ("x.pth", "No such file", "to do"),

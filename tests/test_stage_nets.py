@@ -241,8 +241,8 @@ CONTROL = {"name": "last", "method": "source_only", "init": "student", "steps": 
     ("student", "words"),
     [
         ({"net": {"checkpoint": "nowhere.pth", "layout": "proda"}}, ("student", "nowhere.pth", "No such file", "path")),
-        ({"net": {"checkpoint": WHEEL}}, ("stages.2.net", "`checkpoint` and `layout` go together")),
-        ({"net": {"layout": "proda"}}, ("stages.2.net", "`checkpoint` and `layout` go together")),
+        ({"net": {"checkpoint": WHEEL}}, ("stages.2.net", "`net.checkpoint` and `net.layout` go together")),
+        ({"net": {"layout": "proda"}}, ("stages.2.net", "`net.checkpoint` and `net.layout` go together")),
         ({"net": {"checkpoint": WHEEL, "layout": "advnt"}}, ("stages.2.net.layout", "'advnt'")),
         ({"net": {"checkpoint": WHEEL, "layout": "torchvision_vgg16"}}, ("student", "torchvision_vgg16", "normalis")),
         ({"net": {"name": "small", "checkpoint": WHEEL, "layout": "efficientnet_lite0"}}, ("student", "lacks", "body")),

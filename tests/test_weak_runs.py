@@ -116,6 +116,9 @@ def test_a_file_that_nobody_reads_is_told_of(pair: Pair) -> None:
     done = adapt(pair, "weak_labels.mode=pseudo", weak=write(pair, TAGS))
     assert done.code == 0
     assert "no stage of this run learns from the weak labels" in done.err
+    done = adapt(pair, "weak_labels.mode=pseudo", "weak_labels.weak_images=1", weak=write(pair, TAGS))
+    assert did(done) == {"start": "skipped", "weak_labels": "skipped"}
+    assert "weak_labels.weak_images changes nothing" in done.err
 
 
 def broken(text: str) -> Callable[[Pair], Path]:
@@ -175,6 +178,8 @@ def test_check_reads_weak_labels_too(pair: Pair) -> None:
 def test_fewer_images_than_are_labelled(pair: Pair) -> None:
     done = adapt(pair, "weak_labels.weak_images=1", weak=write(pair, POINTS))
     assert "learns from points of 1 images of the target" in done.err
+    done = adapt(pair, weak=write(pair, [*POINTS, TAGS[1]]), out="w")
+    assert "learns from points of 2 images of the target, and from tags of 1 others" in done.err
     done = adapt(pair, "weak_labels.weak_images=9", weak=write(pair, POINTS), out="y")
     assert "weak_images is 9; only 2 images are labelled" in done.err
     done = adapt(pair, "weak_labels.weak_images=0", weak=write(pair, POINTS), out="z")

@@ -32,6 +32,11 @@ class NetSettings(_Settings):
     checkpoint: Path | None = Field(None, description="published weights to start from; needs `layout`")
     layout: LayoutName | None = Field(None, description="key layout of `checkpoint`: see segshift.nets.weights")
 
+    @model_validator(mode="after")
+    def _pair(self) -> NetSettings:
+        _check_pair(self.checkpoint, self.layout)
+        return self
+
 
 class StageNetSettings(_Settings):
     """A stage's own network. Without `name`, what is not said is that of the network it would have otherwise (of its
@@ -44,9 +49,13 @@ class StageNetSettings(_Settings):
 
     @model_validator(mode="after")
     def _pair(self) -> StageNetSettings:
-        if (self.checkpoint is None) != (self.layout is None):
-            raise ValueError("`checkpoint` and `layout` go together")
+        _check_pair(self.checkpoint, self.layout)
         return self
+
+
+def _check_pair(checkpoint: Path | None, layout: LayoutName | None) -> None:
+    if (checkpoint is None) != (layout is None):
+        raise ValueError("`net.checkpoint` and `net.layout` go together: set both, or none")
 
 
 Product = Literal["pseudo_labels", "soft_labels", "prototypes"]

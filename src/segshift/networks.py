@@ -112,10 +112,7 @@ class Networks:
             net = build_net(chosen.name, self._num_classes, chosen.options)
             # Of a stage with `init`, the settings may still name the file that the first of its line started from.
             if chosen.checkpoint is not None and self._stages[stage].init is None:
-                if chosen.layout is None:
-                    raise UserError(
-                        "net.checkpoint is set but net.layout is not", remedy="add `layout: …` under `net:`"
-                    )
+                assert chosen.layout is not None, "the settings have both or none"
                 self._say(str(load_published(net, chosen.checkpoint.expanduser(), chosen.layout)))
         except UserError as error:
             raise UserError(where + error.found, error.wanted, error.remedy) from error

@@ -91,8 +91,10 @@ class Run:
         task = Task(len(self.domains.classes))
         self.networks = Networks(self.settings, task.num_classes, say)
         nets = self.networks.check()  # wrong options or weights shall fail now, not after the first stage
-        built = {name: METHODS[self._method(name)].build(own, nets[name], task) for name, own in self.methods.items()}
-        self.needs = {name: method.needs for name, method in built.items()}
+        # One at a time: each may hold a teacher and discriminators.
+        self.needs = {
+            name: METHODS[self._method(name)].build(own, nets[name], task).needs for name, own in self.methods.items()
+        }
         for line in check_weak_labels(self.settings, self.methods, self.needs, self.weak_labels):
             say(line)
         check_needs(self.settings.stages, {name: fields - WEAK for name, fields in self.needs.items()})

@@ -85,6 +85,8 @@ def check_weak_labels(
                 remedy=f"leave out {stage.name}.weak_images",
             )
         if not wanted:
+            if stage.weak_images is not None:
+                told.append(f"note: {stage.name}.weak_images changes nothing: in the mode pseudo no weak label is used")
             continue
         assert isinstance(own, WeakReading)
         _check_stage(stage, own.mode, settings, labels)
@@ -93,8 +95,10 @@ def check_weak_labels(
             told.append(
                 f"note: {stage.name}.weak_images is {stage.weak_images}; only {len(usable)} images are labelled"
             )
-        count = len(chosen(stage, own, settings.seed, labels))
-        told.append(f"{stage.name} learns from {own.mode} of {count} images of the target")
+        seen = chosen(stage, own, settings.seed, labels)
+        count = len(_usable(seen, own.mode))
+        others = f", and from tags of {len(seen) - count} others" if count < len(seen) else ""
+        told.append(f"{stage.name} learns from {own.mode} of {count} images of the target{others}")
     used = any(fields & WEAK for fields in needs.values())
     if labels and not used:
         told.append(f"note: no stage of this run learns from the weak labels {settings.weak}")

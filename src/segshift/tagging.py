@@ -139,7 +139,7 @@ class _Told:
 
     def _named(self) -> dict[str, Any] | None:
         """In how many images, and by how many points, the labels that the stage learned from name each class."""
-        if not self.learned:
+        if self.own.mode not in ("tags", "points"):
             return None
         said = self.learned.values()
         points = [point.name for label in said for point in label.points] if self.own.mode == "points" else []
@@ -238,7 +238,8 @@ class _Told:
         looks = []
         for k in classes:
             gain = gains[k]
-            why = "" if gain is None else f"{100 * gain:+.1f} IoU points over {over}"
+            # + 0.0: no -0.0 where it rounds to nothing.
+            why = "" if gain is None else f"{round(100 * gain, 1) + 0.0:+.1f} IoU points over {over}"
             for place in spread(len(shown[k]), each):
                 index = shown[k][place]
                 label = self._label(index)

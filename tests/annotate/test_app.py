@@ -32,6 +32,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     (site.images / "alias.png").symlink_to("deep/in.png")
     (site.images / "svg.jpg").write_bytes(SVG)
     (site.images / "html.jpg").write_bytes(HTML)
+    # Kinds that Pillow could open, one of them by running a program.
+    Image.new("RGB", (9, 9)).save(site.images / "pcx.jpg", "PCX")
+    Image.new("RGB", (9, 9)).save(site.images / "eps.jpg", "EPS")
     (site.images / "cut.png").write_bytes((site.images / name_of(0)).read_bytes()[:200])
     return site
 
@@ -49,9 +52,9 @@ def test_session(client: Client) -> None:
     session = client.get("api/session").json
     assert [entry["name"] for entry in session["classes"]] == list(CLASSES)
     assert session["classes"][0]["colour"] == "#804080"
-    others = ["alias.png", "cut.png", "deep/in.png", "html.jpg", "svg.jpg"]
+    others = ["alias.png", "cut.png", "deep/in.png", "eps.jpg", "html.jpg", "pcx.jpg", "svg.jpg"]
     assert session["images"] == [*map(name_of, range(4)), *others]
-    assert session["done"] == "0" * 9
+    assert session["done"] == "0" * 11
     assert session["suggest"] is None
     assert not session["ranked"]
 
@@ -211,7 +214,7 @@ def test_a_link_that_is_turned_outwards_later(site: Site, client: Client) -> Non
         link.symlink_to("deep/in.png")
 
 
-@pytest.mark.parametrize("name", ["svg.jpg", "html.jpg"])
+@pytest.mark.parametrize("name", ["svg.jpg", "html.jpg", "pcx.jpg", "eps.jpg"])
 def test_documents_that_call_themselves_images(client: Client, name: str) -> None:
     answer = client.get(f"api/picture?image={name}")
     assert answer.status == 422

@@ -161,6 +161,24 @@ def test_classes_without_points_and_images_without() -> None:
     assert "over 1 classes, from 2 points in 2 of 3 images" in found.table()
 
 
+def test_one_image_with_points_has_no_interval() -> None:
+    """Drawing the images anew would vary the areas of the others alone, and look all but sure."""
+    hits = np.zeros((30, 3, 3), np.int64)
+    hits[4] = [[3, 2, 0], [0, 2, 0], [0, 0, 1]]
+    areas = np.random.default_rng(0).integers(90, 110, (30, 3))
+    found = estimate(PointCounts(("a", "b", "c"), tuple(map(str, range(30))), hits, areas), samples=20)
+    assert found.miou_interval is found.point_miou_interval is None
+    assert np.isnan(found.iou_interval).all()
+    assert not np.isnan(found.recall_interval).any()
+    assert gain(found, found) == (0, None)
+    assert "nan" not in found.table()
+    assert "[-" not in found.table()
+    hits[9, 0, 0] = 1
+    found = estimate(PointCounts(("a", "b", "c"), tuple(map(str, range(30))), hits, areas), samples=20)
+    assert found.miou_interval is not None
+    assert np.isnan(found.iou_interval).tolist() == [[False, False], [True, True], [True, True]]
+
+
 def test_point_miou_by_hand() -> None:
     # a is right in 3 of 4, b in 1 of 2; equal weight: a = .75 / (1 + .5), b = .5 / (1 + .25).
     hits = np.array([[[3, 1], [1, 1]]])

@@ -50,6 +50,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "weak_labels-tags": ("weak_labels", {"mode": "tags"}),
     "weak_labels-skip": ("weak_labels", {"mode": "tags", "unknown": "skip"}),
     "weak_labels-points": ("weak_labels", {"mode": "points"}),
+    "weak_labels-prior": ("weak_labels", {"mode": "points", "point_prior": 1.0}),
 }
 """What is tested: a method and settings that are not its defaults. Every method is here with its defaults."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ import torch.nn.functional as F
 from restated import Plain, both, compare, plain_copy, requires_grad, up
 from torch import Tensor, nn
 
-from segshift.methods.weak_labels import WeakLabels, WeakLabelsSettings
+from segshift.methods.weak_labels import WeakLabels, WeakLabelsSettings, rarity
 from segshift.nets.discriminators import CategoryDiscriminators
 from segshift.types import IGNORE, Batch
 from tiny import CLASSES, TinyNet, build, target_batch
+from tiny import task as tiny_task
 
 CASES: dict[str, dict[str, Any]] = {
     "pseudo": {"mode": "pseudo"},
@@ -22,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tags": {"mode": "tags"},
     "skip": {"mode": "tags", "unknown": "skip", "tag_weight": 0.7},
     "points": {"mode": "points", "point_weight": 0.5, "pseudo_tag_weight": 0.05},
+    "prior": {"mode": "points", "point_prior": 0.7},
 }
 
 
@@ -152,7 +155,14 @@ def test_step_is_the_papers(aux: bool, case: str) -> None:
             losses[f"adversarial{name}"] = weight * vanilla(network(level), 0.0)
         if settings.mode == "points":
             assert target.points is not None
-            log_p = torch.log(F.softmax(up(prediction.logits, target.image.shape), dim=1))
+            shares = tiny_task(0).class_shares
+            assert shares is not None
+            # p(class | clicked) is as p(class) over the class's share, to the power of the setting
+            clicked = (
+                F.softmax(up(prediction.logits, target.image.shape), dim=1)
+                / shares.view(1, -1, 1, 1) ** settings.point_prior
+            )
+            log_p = torch.log(clicked / clicked.sum(1, keepdim=True))
             ys = (target.points != IGNORE).nonzero().tolist()
             chosen = [-log_p[b, int(target.points[b, y, x]), y, x] for b, y, x in ys]
             losses["points"] = settings.point_weight * torch.stack(chosen).mean()
@@ -227,3 +237,23 @@ def test_defaults_are_those_of_the_sheet() -> None:
     assert (settings.threshold, settings.sharpness, settings.point_radius) == (0.2, 1, 4)
     assert settings.align_outputs
     assert (settings.adversarial_weight, settings.discriminator.lr) == (1e-3, 1e-4)
+
+
+def test_shares_are_asked_for_only_where_they_are_used() -> None:
+    def wants(**settings: Any) -> bool:
+        return WeakLabelsSettings.model_validate(settings).wants_class_shares
+
+    assert not wants()
+    assert not wants(mode="points")
+    assert not wants(mode="tags", point_prior=1.0)
+    assert wants(mode="points", point_prior=1.0)
+    settings = WeakLabelsSettings(mode="points", point_prior=1.0)
+    with pytest.raises(ValueError, match="class shares"):
+        WeakLabels(settings, TinyNet(), replace(tiny_task(0), class_shares=None))
+
+
+def test_a_class_without_pixels_in_the_source_has_a_finite_shift() -> None:
+    shares = torch.tensor([1.0, 0.0, 0.0][:CLASSES] + [0.0] * max(0, CLASSES - 3))
+    shift = rarity(replace(tiny_task(0), class_shares=shares), 1.0)
+    assert shift[0] == 0
+    torch.testing.assert_close(shift[1:], torch.full((CLASSES - 1,), 9.2103), atol=1e-3, rtol=0)

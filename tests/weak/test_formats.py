@@ -117,7 +117,12 @@ def test_label_studio_min(place: Place) -> None:
         {"image": "/data/upload/1/0a1b2c3d-a.jpg", "split": "train", "tags": {"choices": ["road", "sky"]}, **common},
         {"image": "/data/upload/1/0a1b2c3e-b.jpg", "tags": "sky", "kp": [point], **common},
     ]
-    found = taken(place, "export.json", records)
+    box = {"x": 1, "y": 1, "width": 2, "height": 3, "rectanglelabels": ["car"]}
+    done = take(place, "export.json", [{**records[0], "box": [box], "more": [{"a": 1}]}, records[1]])
+    assert [line for line in done.out.splitlines() if "not read" in line] == [
+        "1 regions of kind rectanglelabels are not read"
+    ]
+    found = place.store.read()
     assert found["a.jpg"].tags == ("road", "sky")
     assert found["b.jpg"].tags == ("sky",)
     assert found["b.jpg"].points == (Point(15.5, 23.5, "car"),)

@@ -44,6 +44,11 @@ FILES: dict[str, tuple[str, object, tuple[str, ...]]] = {
     "a task without data": ("x.json", [task("a.jpg"), {"id": 9, "annotations": []}], ("task 2 (id 9)", "no data")),
     "a task without annotations": ("x.json", [task("a.jpg"), {"data": {"image": "a"}}], ("task 2", "no annotations")),
     "a task without image": ("x.json", [{"data": {"text": "no"}, "annotations": []}], ("task 1", "no address")),
+    "a task without image but with a broken address": (
+        "x.json",
+        [{"data": {"page": "http://[x.jpg"}, "annotations": []}],
+        ("task 1", "no address", "(page)"),
+    ),
     "a task with an embedded image": ("x.json", [task("data:image/png;base64,AAAA", choices("road"))], ("address",)),
     "an annotation without result": ("x.json", [{"data": {"image": "a"}, "annotations": [{}]}], ("no result",)),
     "choices that are a text": (
@@ -92,6 +97,7 @@ FILES: dict[str, tuple[str, object, tuple[str, ...]]] = {
     "an image without name": ("x.xml", shape("", name=""), ("line 11", "<image> without name")),
     "an image without width": ("x.xml", shape("", width=""), ("line 11", "without width")),
     "a width of letters": ("x.xml", shape("", width="wide"), ("line 11", "'wide'")),
+    "a width of thousands of digits": ("x.xml", shape("", width="9" * 5000), ("line 11", "width is '999")),
     "an image in an image": ("x.xml", cvat(cvat_image(cvat_image(""))), ("line 12", "inside another")),
     "a tag without label": ("x.xml", shape("<tag/>"), ("line 12", "<tag> without label")),
     "points without points": ("x.xml", shape('<points label="road"/>'), ("line 12", "without points")),
@@ -120,7 +126,7 @@ FILES: dict[str, tuple[str, object, tuple[str, ...]]] = {
     "CSV of two classes at one pixel": (
         "x.csv",
         "image,x,y,class\na.jpg,1,2,road\na.jpg,1.2,2,sky\n",
-        ("(1.2, 2) sky",),
+        ("(1.2, 2) sky (", "line 3"),
     ),
     "CSV of nothing": ("x.csv", "image,classes\n", ("no tags and no points",)),
     # ---- COCO
@@ -132,6 +138,11 @@ FILES: dict[str, tuple[str, object, tuple[str, ...]]] = {
         "x.json",
         coco(images=[{"id": 5, "file_name": "a.jpg"}] * 2),
         ("images[1]", "taken"),
+    ),
+    "COCO of an image without end": (
+        "x.json",
+        coco(images=[{"id": 5, "file_name": "a.jpg", "width": 10**6, "height": 10**6}]),
+        ("images[0]", "1000000x1000000"),
     ),
     "COCO with keypoints in pairs": ("x.json", coco({"category_id": 1, "keypoints": [1, 2]}), ("keypoints", "three")),
     "COCO with a line for a polygon": (
@@ -248,4 +259,9 @@ def test_exports_that_cannot_be(place: Place) -> None:
     assert_told(exported(place, "csv-tags"), "'tram'")
     place.put("o", "mine")
     assert_told(exported(place, "csv-tags"), "is there already")
+    (place.root / "o").unlink()
+    place.out.write_text('{"image": "b\\udcff.jpg", "tags": ["road"]}\n')
+    assert_told(exported(place, "csv-tags"), "UTF-8", "'b\\udcff.jpg'", "rename")
+    assert not (place.root / "o").exists()
+    place.put("o", "mine")
     assert (place.root / "o").read_text() == "mine"

@@ -12,7 +12,7 @@ from weak_files import CLASSES, HEIGHT, WIDTH, Place, label, make_place, save
 from segshift.data.classes import make_classes
 from segshift.data.domains import Domain, DomainSettings, open_domain
 from segshift.errors import UserError
-from segshift.weak.matching import match
+from segshift.weak.matching import known_as, match
 from segshift.weak.names import Images
 from segshift.weak.store import Point, WeakLabel
 
@@ -61,6 +61,12 @@ def test_a_name_of_digits_goes_before_an_id(place: Place) -> None:
     assert found.tags == ("0", "1")
 
 
+def test_ids_are_short() -> None:
+    assert known_as("0003", CLASSES) == "person"
+    assert known_as("4", CLASSES) is None
+    assert known_as("1" * 5000, CLASSES) is None, "Python refuses to read so many digits"
+
+
 def test_what_says_nothing_is_left_out(place: Place) -> None:
     assert matched(place, WeakLabel("a.jpg"), WeakLabel("gone.jpg"), label("b.jpg", ())).keys() == {"b"}
 
@@ -80,7 +86,7 @@ def test_points_of_another_size_are_scaled(place: Place) -> None:
         (label("a.jpg", ("raod",)), "did you mean 'road'?"),
         (label("a.jpg", None, (1, 1, "4")), "does not have: 4"),
         (label("a.jpg", None, (WIDTH - 0.5, 1, "road")), "(63.5, 1)"),
-        (label("a.jpg", None, (1, 1, "road"), (1.2, 0.9, "sky")), "(1.2, 0.9)"),
+        (label("a.jpg", None, (1, 1, "road"), (1.2, 0.9, "sky")), "another class: a.jpg (1.2, 0.9) sky"),
         (replace(label("a.jpg", None, (1, 1, "road")), size=(HEIGHT, WIDTH)), "48x64"),
     ],
 )
@@ -112,3 +118,6 @@ def test_finding_images() -> None:
     assert folder.find("c/3.jpg") == []
     assert folder.find_uploaded("0a1b2c3d-3.jpg") == ["b/3.jpg"]
     assert folder.find_uploaded("3.jpg", only_marked=True) == []
+    odd = Images(["a/x (1).jpg", "b/x (1).jpg", "b/y z.jpg"])
+    assert odd.find_uploaded("0a1b2c3d-x_1.jpg") == ["a/x (1).jpg", "b/x (1).jpg"]
+    assert odd.find_uploaded("0a1b2c3d-y_z.jpg") == ["b/y z.jpg"]

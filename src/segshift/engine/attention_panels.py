@@ -66,7 +66,8 @@ def attention(answers: Answers, pixels: UInt8[np.ndarray, "h w 3"]) -> Float[tor
 def half_share(weights: Float[torch.Tensor, "gh gw"]) -> float:
     """The smallest share of the cells that holds half of the attention: 0.5 where it is even, 1 / n in one cell."""
     ordered = weights.flatten().double().sort(descending=True).values.cumsum(dim=0)
-    cells = int((ordered < 0.5 * float(ordered[-1])).sum()) + 1
+    # A hair below half, which rounding must not put above it.
+    cells = int((ordered < (0.5 - 1e-9) * float(ordered[-1])).sum()) + 1
     return cells / len(ordered)
 
 
@@ -151,9 +152,10 @@ def _scaled(point: tuple[float, float], original: tuple[int, int], shown: np.nda
 def _marked(picture: Image.Image, points: Places) -> Image.Image:
     """The picture with a ring around each point, light on dark, which is seen on any ground."""
     draw = ImageDraw.Draw(picture)
-    reach = max(3.0, picture.width / 60)
+    # Large enough to be seen where the picture is a small one of three.
+    reach = max(3.0, picture.width / 32)
     for x, y in points:
-        for radius, colour, line in ((reach + 1, "black", 4), (reach, "white", 2)):
+        for radius, colour, line in ((reach + 2, "black", 7), (reach, "white", 3)):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=line)
     return picture
 

@@ -65,8 +65,10 @@ class PointEstimate:
         recall: (K,) share of a class's points that are right; `recall_interval` (K, 2): Wilson.
         share: (K,) estimated share of the area.
         predicted: (K,) share of the area that the model gives to the class.
-        iou: (K,) estimate; `iou_interval` (K, 2): bootstrap over images.
-        miou: mean over the classes with points; `miou_interval`: bootstrap over images, None with fewer than two.
+        iou: (K,) estimate; `iou_interval` (K, 2): bootstrap over images, nan where fewer than two have
+            the class's points.
+        miou: mean over the classes with points; `miou_interval`: bootstrap over images, None where fewer than two have
+            points. A class with points in one image alone counts as sure in it.
         point_miou: IoU of the confusion matrix in which all clicked classes have the same weight, averaged: needs no
             calibration, but is no estimate of the mIoU; `point_miou_interval`: likewise.
         draws: (samples,) the bootstrap's mIoUs, for `gain`.
@@ -148,6 +150,9 @@ def estimate(counts: PointCounts, level: float = 0.95, samples: int = 1000) -> P
     if not points.any():
         raise ValueError("no points")
     clicked = np.flatnonzero(points)
+    # Of images drawn anew, those without points vary the areas alone: that would be an interval that knows no clicks.
+    of_images = counts.hits.sum(axis=2)[:, clicked] > 0
+    pointed, alone = int((of_images.sum(axis=1) > 0).sum()), of_images.sum(axis=0) < 2
     rows = hits[clicked] / points[clicked, None]
     predicted = counts.areas.sum(axis=0) / counts.areas.sum()
     share, iou = _solved(rows, predicted, clicked)
@@ -157,7 +162,7 @@ def estimate(counts: PointCounts, level: float = 0.95, samples: int = 1000) -> P
     return PointEstimate(
         counts.classes,
         images=counts.images,
-        pointed=int(counts.hits.any(axis=(1, 2)).sum()),
+        pointed=pointed,
         level=level,
         points=points,
         recall=recall,
@@ -165,11 +170,11 @@ def estimate(counts: PointCounts, level: float = 0.95, samples: int = 1000) -> P
         share=_spread(share, clicked, classes),
         predicted=predicted,
         iou=_spread(iou, clicked, classes),
-        iou_interval=_spread(_intervals(drawn_iou, level), clicked, classes),
+        iou_interval=_spread(np.where(alone[:, None], np.nan, _intervals(drawn_iou, level)), clicked, classes),
         miou=float(iou.mean()),
-        miou_interval=_interval(drawn_iou.mean(axis=1), level, number),
+        miou_interval=_interval(drawn_iou.mean(axis=1), level, pointed),
         point_miou=float(_point_iou(rows, clicked).mean()),
-        point_miou_interval=_interval(drawn_point, level, number),
+        point_miou_interval=_interval(drawn_point, level, pointed),
         draws=drawn_iou.mean(axis=1),
     )
 
@@ -188,7 +193,7 @@ def gain(before: PointEstimate, after: PointEstimate) -> tuple[float, tuple[floa
     same = before.images == after.images and before.classes == after.classes and before.level == after.level
     if not same or len(before.draws) != len(after.draws) or not np.array_equal(before.points, after.points):
         raise ValueError("both models must be estimated on the same images and points")
-    interval = _interval(after.draws - before.draws, after.level, len(after.images))
+    interval = _interval(after.draws - before.draws, after.level, after.pointed)
     return after.miou - before.miou, interval
 
 
@@ -329,8 +334,8 @@ def _bootstrap(
     return ious, np.array([_point_iou(r, clicked).mean() for r in drawn])
 
 
-def _interval(draws: Floats, level: float, images: int) -> tuple[float, float] | None:
-    if images < 2:
+def _interval(draws: Floats, level: float, pointed: int) -> tuple[float, float] | None:
+    if pointed < 2:
         return None
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -353,7 +358,7 @@ def _percent(value: float) -> str:
 
 
 def _with_interval(value: float, interval: Sequence[float] | Floats | None) -> str:
-    if interval is None or math.isnan(value):
+    if interval is None or math.isnan(value) or math.isnan(interval[0]):
         return _percent(value)
     return f"{_percent(value)} [{_percent(interval[0])}, {_percent(interval[1])}]"
 

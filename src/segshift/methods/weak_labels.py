@@ -8,7 +8,7 @@ features where it is looked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from jaxtyping import Bool, Float
 from pydantic import Field
@@ -46,7 +46,14 @@ class WeakLabelsSettings(AlignmentSettings, WeakReading):
     category_weight: float = Field(1e-3, ge=0, description="λ_d of the category-wise adversarial loss")
     category_width: int = Field(256, gt=0, description="hidden units of each category's discriminator")
     point_weight: float = Field(1.0, ge=0, description="of the cross-entropy at points, in the mode points")
+    point_prior: float = Field(
+        0.0, ge=0, le=1, description="how much the loss at points makes up for classes having as many points as others"
+    )
     align_outputs: bool = Field(True, description="AdaptSegNet's alignment of the output space as well")
+
+    @property
+    def wants_class_shares(self) -> bool:
+        return self.mode == "points" and self.point_prior > 0
 
 
 class Tags(NamedTuple):
@@ -66,6 +73,21 @@ class Tags(NamedTuple):
         return (self.given > 0) | (self.guessed > 0)
 
 
+def rarity(task: Task, strength: float) -> Float[Tensor, "K"]:
+    """What is added to logits at points: -strength · log(share of the class in the source's pixels), (K,).
+
+    People click each class of an image about as often, so a pixel of a rare class is clicked more often than its share:
+    p(class | clicked) ∝ p(class) / share. Learning that with the shift leaves p(class) to the logits alone.
+    Source: logit adjustment, Menon et al., ICLR 2021. A class without pixels counts as one with a share of 1e-4.
+
+    Raises:
+        ValueError: the task has no class shares.
+    """
+    if task.class_shares is None:
+        raise ValueError("point_prior needs the class shares of the source (Task.class_shares), there are none")
+    return -strength * task.class_shares.clamp(min=1e-4).log()
+
+
 class WeakLabels(Method):
     """Image-level classification and category-wise alignment, by pseudo-tags, tags or points of the target's images."""
 
@@ -81,6 +103,7 @@ class WeakLabels(Method):
             self.needs = self.needs | {"points"}
         self.discriminators = patch_discriminators(net) if settings.align_outputs else nn.ModuleList()
         self.categories = CategoryDiscriminators(net.num_classes, net.num_features, settings.category_width)
+        self.register_buffer("rarity", rarity(task, settings.point_prior) if settings.wants_class_shares else None)
         self._figures: dict[str, Tensor] = {}
 
     def step(self, source: Batch, target: Batch) -> Iterator[dict[str, Tensor]]:
@@ -110,7 +133,7 @@ class WeakLabels(Method):
         losses["category"] = settings.category_weight * category_domain_cross_entropy(scores, tags.present, SOURCE)
         losses |= fool(self.discriminators, settings, maps)
         if settings.mode == "points":
-            losses["points"] = settings.point_weight * cross_entropy(logits[0], carried(target, "points"))
+            losses["points"] = settings.point_weight * self._at_points(logits[0], carried(target, "points"))
         target_features, target_maps = features.detach(), [level.detach() for level in maps]
         self._figures = {"present": tags.present.sum(dim=1).float().mean(), "pooled_logit": pooled.detach().mean()}
         yield losses
@@ -141,6 +164,11 @@ class WeakLabels(Method):
         if settings.mode in ("auto", "pseudo") or settings.unknown == "pseudo":
             losses["pseudo_tags"] = settings.pseudo_tag_weight * tag_cross_entropy(pooled, tags.guessed)
         return losses
+
+    def _at_points(self, logits: Tensor, points: Tensor) -> Tensor:
+        """The cross-entropy at points; a class that has more points than its share of pixels must not win by that."""
+        rarity = cast(Tensor | None, self.rarity)
+        return cross_entropy(logits if rarity is None else logits + rarity.view(-1, 1, 1), points)
 
     def figures(self) -> dict[str, Tensor]:
         """Mean number of classes taken for present in an image (collapse: none or all), and mean pooled logit (which

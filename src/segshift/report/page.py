@@ -23,6 +23,8 @@ from segshift.report.panels import drafts, show
 from segshift.report.reading import KINDS, Model, Run, Scores, read_run
 from segshift.report.rounds import label_drafts, rounds
 from segshift.report.verdict import judge
+from segshift.report.weak import read_weak
+from segshift.report.weak_labels import weak_drafts, weak_stages
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ def build_report(run: Path) -> Path:
     """
     content = read_run(run)
     problems = list(content.problems)
-    panels, *label_panels = show([drafts(content), *map(label_drafts, content.labels)], problems)
+    weak = read_weak(content, problems)
+    groups = [drafts(content), *map(label_drafts, content.labels), *map(weak_drafts, weak)]
+    panels, *others = show(groups, problems)
+    label_panels, weak_panels = others[: len(content.labels)], others[len(content.labels) :]
     stages = chain_rows(content)
     rows = class_rows(content.scores) if content.scores else []
     summary = summary_rows(content.scores) if content.scores else []
@@ -85,6 +90,7 @@ def build_report(run: Path) -> Path:
         others=further_models(content),
         rounds=rounds(content, label_panels),
         features=features(content, problems),
+        weak=weak_stages(content, weak, weak_panels),
         panels=panels,
         legend=legend(content),
         miou=miou_chart(content.stages),

@@ -239,7 +239,7 @@ def _in_order(path: Path, made: _Made, notes: list[str]) -> list[WeakLabel]:
         else:
             merged += len(group) > 1 and not all(entry.part for _, entry in group)
             labels.append(_joined(several))
-    at_once = [f"{_place(label, p)} ({groups[label.image][0][1].where})" for label in labels for p in clashes(label)]
+    at_once = [f"{_place(label, p)} ({_said_at(p, groups[label.image])})" for label in labels for p in clashes(label)]
     if at_once:
         raise UserError(
             f"{path}: {len(at_once)} points are of two classes at one pixel: {listed(at_once)}",
@@ -254,6 +254,11 @@ def _in_order(path: Path, made: _Made, notes: list[str]) -> list[WeakLabel]:
     if labels and all(label.when for label in labels):
         labels.sort(key=lambda label: moment(label.when or "", label.image))
     return labels
+
+
+def _said_at(point: Point, group: _Made) -> str:
+    """Where the file says a point of an image."""
+    return next(entry.where for label, entry in group if point in label.points)
 
 
 def _label(image: str, entry: Entry, names: Mapping[str, str | None], whole: bool) -> WeakLabel:

@@ -83,6 +83,7 @@ def match(labels: Mapping[str, WeakLabel], domain: _Domain, classes: ClassSet) -
     names = class_names(useful.values(), classes)
     matched: dict[str, WeakLabel] = {}
     outside: list[str] = []
+    clashing: list[str] = []
     for image, item in places.items():
         if item.name in matched:
             raise UserError(
@@ -92,14 +93,22 @@ def match(labels: Mapping[str, WeakLabel], domain: _Domain, classes: ClassSet) -
             )
         label = renamed(useful[image], names)
         if label.points:
-            label = in_pixels_of(label, file_size(item.image))
-            outside += [f"{image} ({x:g}, {y:g})" for x, y, _ in misplaced(label)]
+            size = file_size(item.image)
+            label = in_pixels_of(label, size)
+            outside += [f"{image} ({p.x:g}, {p.y:g})" for p in label.points if not p.inside(size)]
+            clashing += [f"{image} ({p.x:g}, {p.y:g}) {p.name}" for p in clashes(label)]
         matched[item.name] = label
     if outside:
         raise UserError(
             f"{len(outside)} points lie outside their image: {listed(outside)}",
             "x and y in pixels of the image file, (0, 0) the centre of the first",
             "were they clicked on images of another size? correct these lines, or import the labels again",
+        )
+    if clashing:
+        raise UserError(
+            f"{len(clashing)} points lie at a pixel that has a point of another class: {listed(clashing)}",
+            "one class a pixel",
+            "take one of the two points out of the line",
         )
     return matched
 
@@ -138,7 +147,8 @@ def known_as(name: str, classes: ClassSet) -> str | None:
         return name
     bare = plain(name)
     same = next((known for known in classes.names if bare and plain(known) == bare), None)
-    if same is None and name.isascii() and name.isdecimal() and int(name) < len(classes.names):
+    # Train ids are short, and Python refuses to read some thousands of digits.
+    if same is None and name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < len(classes.names):
         return classes.names[int(name)]
     return same
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cached_property
 
 _UPLOAD_PREFIX = re.compile(r"^(?:\d+-)?[0-9a-f]{8}-(?=.)")
 """Label Studio puts eight hexadecimal digits (and in one release the project's number) before an uploaded name."""
@@ -25,6 +26,14 @@ class Images:
         for path in sorted(self.paths):
             for tail in tails(path):
                 self._tails.setdefault(tail, []).append(path)
+
+    @cached_property
+    def _stored(self) -> dict[str, list[str]]:
+        """Images by their file's name as web storage keeps it."""
+        by_name: dict[str, list[str]] = {}
+        for path in sorted(self.paths):
+            by_name.setdefault(stored(path.rpartition("/")[2]), []).append(path)
+        return by_name
 
     def find(self, path: str) -> list[str]:
         """The images that a path may mean: one where it is clear, several where not, none where there is none.
@@ -52,7 +61,7 @@ class Images:
             found = self.find(candidate)
             if found:
                 return found
-        return [path for path in sorted(self.paths) if stored(path.rpartition("/")[2]) == stored(bare)]
+        return list(self._stored.get(stored(bare), []))
 
 
 def tails(path: str) -> list[str]:

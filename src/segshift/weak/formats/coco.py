@@ -17,9 +17,11 @@ from typing import Any
 from segshift.artefacts.store import write_json
 from segshift.errors import UserError
 from segshift.weak.formats.base import Content, Entry, at, parse_json, point
-from segshift.weak.label import Point, WeakLabel
+from segshift.weak.label import FARTHEST, Point, WeakLabel
 
 NAME = "coco"
+MOST_PIXELS = 1 << 30
+"""Of an image; with more, its size is a mistake."""
 LOST = {"who", "when", "positive-only", "none tagged"}
 
 
@@ -76,7 +78,8 @@ def _images(listed: Sequence[Any], path: Path) -> dict[int, _Image]:
         size = None
         if image.get("width") is not None or image.get("height") is not None:
             width, height = (at(image, side, int, where, "pixels of the image's side") for side in ("width", "height"))
-            if min(width, height) < 1:
+            # A mask of the image is held in memory.
+            if min(width, height) < 1 or max(width, height) > FARTHEST or width * height > MOST_PIXELS:
                 raise UserError(f"{where}: size {width}x{height}", "pixels of the image's sides", "mend the file")
             size = (width, height)
         images[number] = (name, where, size)

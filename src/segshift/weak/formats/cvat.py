@@ -61,8 +61,9 @@ class _Reader:
 
     def side(self, attributes: Mapping[str, str], key: str) -> int:
         text = self.attribute(attributes, key, "image")
-        if not text.isdecimal() or int(text) < 1:
-            self.fail(f"{key} is {text!r}", "pixels of the image's side")
+        # More digits than any image has pixels; Python refuses to read some thousands of them.
+        if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+            self.fail(f"{key} is {text[:40]!r}", "pixels of the image's side")
         return int(text)
 
     def start(self, name: str, attributes: dict[str, str]) -> None:

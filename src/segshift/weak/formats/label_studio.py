@@ -52,8 +52,11 @@ def read(path: Path) -> Content:
         if not isinstance(task, dict):
             raise UserError(f"{where} is no object", "a task with `data` and `annotations`", "export as JSON")
         entries += list(_of_task(task, f"{where} (id {task['id']})" if "id" in task else where, others))
-    notes = [f"{number} regions of kind {kind} are not read" for kind, number in others.items()]
-    return Content(path, entries, notes=notes)
+    return Content(path, entries, notes=_unread(others))
+
+
+def _unread(others: Mapping[str, int]) -> list[str]:
+    return [f"{number} regions of kind {kind} are not read" for kind, number in others.items()]
 
 
 def _of_task(task: Mapping[str, Any], where: str, others: dict[str, int]) -> Iterator[Entry]:
@@ -94,7 +97,7 @@ def _address(data: Mapping[str, Any], where: str) -> str:
     """What a task's data says of its image."""
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
     named = [texts[key] for key in _IMAGE_KEYS if key in texts]
-    found = named[:1] or [text for text in texts.values() if _path_of(text).lower().endswith(_SUFFIXES)]
+    found = named[:1] or [text for text in texts.values() if _is_of_image(text)]
     if len(found) != 1:
         raise UserError(
             f"{where}: data has {'several addresses' if found else 'no address'} of an image ({', '.join(data)})",
@@ -102,6 +105,13 @@ def _address(data: Mapping[str, Any], where: str) -> str:
             "rename the key in the file",
         )
     return found[0]
+
+
+def _is_of_image(text: str) -> bool:
+    try:
+        return _path_of(text).lower().endswith(_SUFFIXES)
+    except ValueError:  # no address at all, such as "http://[x"
+        return False
 
 
 def _path_of(address: str) -> str:
@@ -199,6 +209,7 @@ def _read_min(path: Path, tasks: Sequence[Mapping[str, Any]]) -> Content:
     """
     controls = {key for task in tasks for key, value in task.items() if isinstance(value, dict) and "choices" in value}
     entries = []
+    others: dict[str, int] = {}
     for index, task in enumerate(tasks, start=1):
         where = f"{path}, record {index}"
         data = {key: value for key, value in task.items() if key not in _MIN_KEYS | controls}
@@ -206,12 +217,12 @@ def _read_min(path: Path, tasks: Sequence[Mapping[str, Any]]) -> Content:
         results: list[dict[str, Any]] = []
         for key, value in task.items():
             results += _min_results(key, value, key in controls)
-        tags, points, size = _result(results, where, {})
+        tags, points, size = _result(results, where, others)
         when = _text(task.get("updated_at")) or _text(task.get("created_at"))
         entries.append(
             Entry(image, where, tags, True, points, size, _who(task.get("annotator")), when, uploaded=uploaded)
         )
-    return Content(path, entries)
+    return Content(path, entries, notes=_unread(others))
 
 
 def _min_results(key: str, value: Any, control: bool) -> list[dict[str, Any]]:
@@ -223,9 +234,14 @@ def _min_results(key: str, value: Any, control: bool) -> list[dict[str, Any]]:
         return []
     if all(isinstance(entry, list) for entry in value):
         return [{"type": "taxonomy", "value": {"taxonomy": value}}]
-    points = [entry for entry in value if isinstance(entry, dict) and "keypointlabels" in entry]
     sides = ("original_width", "original_height")
-    return [{"type": "keypointlabels", "value": p, **{k: p[k] for k in sides if k in p}} for p in points]
+    regions = [(_kind_of(entry), entry) for entry in value if isinstance(entry, dict)]
+    return [{"type": kind, "value": r, **{k: r[k] for k in sides if k in r}} for kind, r in regions if kind]
+
+
+def _kind_of(region: Mapping[str, Any]) -> str | None:
+    """The kind of a region of JSON-MIN, its key that ends in "labels" (rectanglelabels); None: it is no region."""
+    return next((key for key in sorted(region, key="keypointlabels".__ne__) if key.endswith("labels")), None)
 
 
 def write(labels: Sequence[WeakLabel], path: Path, classes: Sequence[str]) -> None:

@@ -127,4 +127,17 @@ def _write(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) ->
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerows([head, *rows])
-    write_text(path, out.getvalue())
+    text = out.getvalue()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"a table in UTF-8 cannot hold the name {_line_of(text, error.start)!r}",
+            "names of files that are text",
+            "rename the file, or choose label-studio or coco",
+        ) from error
+    write_text(path, text)
+
+
+def _line_of(text: str, place: int) -> str:
+    return text[text.rfind("\n", 0, place) + 1 :].partition("\n")[0].partition(",")[0]
