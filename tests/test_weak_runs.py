@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from rounds_runs import BASE, command, did, small_net
 from segshift.config import StageSettings
@@ -119,6 +120,19 @@ def test_a_file_that_nobody_reads_is_told_of(pair: Pair) -> None:
     done = adapt(pair, "weak_labels.mode=pseudo", "weak_labels.weak_images=1", weak=write(pair, TAGS))
     assert did(done) == {"start": "skipped", "weak_labels": "skipped"}
     assert "weak_labels.weak_images changes nothing" in done.err
+
+
+def test_class_shares_make_up_for_balanced_clicks(pair: Pair) -> None:
+    first = min((pair.source / "labels").iterdir())
+    with Image.open(first) as opened:
+        Image.new("L", opened.size, 0).save(first)
+    weak = write(pair, POINTS)
+    assert did(adapt(pair, "weak_labels.point_prior=1", weak=weak)) == {"start": "made", "weak_labels": "made"}
+    shares = torch.tensor(read_json(pair.run / LAST / "class_shares.json"), dtype=torch.float32)
+    state = torch.load(pair.run / LAST / "checkpoint.pt", weights_only=True)["method"]
+    assert torch.equal(state["rarity"], -shares.clamp(min=1e-4).log())
+    assert shares[0] > 0.25, "those of the source, no stand-in"
+    assert did(adapt(pair, weak=weak)) == {"start": "skipped", "weak_labels": "made"}
 
 
 def broken(text: str) -> Callable[[Pair], Path]:

@@ -88,7 +88,9 @@ class Run:
         self.production = Production(self.settings, self.domains, self._digests, self.folder, device, say)
         look_at_data(self.domains)
         self._say_if_unmatched()
-        task = Task(len(self.domains.classes))
+        count = len(self.domains.classes)
+        # Real shares are counted when a stage begins: only what methods need of a batch is asked for here.
+        task = Task(count, torch.full((count,), 1 / count))
         self.networks = Networks(self.settings, task.num_classes, say)
         nets = self.networks.check()  # wrong options or weights shall fail now, not after the first stage
         # One at a time: each may hold a teacher and discriminators.

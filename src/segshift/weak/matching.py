@@ -98,6 +98,11 @@ def match(labels: Mapping[str, WeakLabel], domain: _Domain, classes: ClassSet) -
             outside += [f"{image} ({p.x:g}, {p.y:g})" for p in label.points if not p.inside(size)]
             clashing += [f"{image} ({p.x:g}, {p.y:g}) {p.name}" for p in clashes(label)]
         matched[item.name] = label
+    _refuse_points(outside, clashing)
+    return matched
+
+
+def _refuse_points(outside: list[str], clashing: list[str]) -> None:
     if outside:
         raise UserError(
             f"{len(outside)} points lie outside their image: {listed(outside)}",
@@ -110,7 +115,6 @@ def match(labels: Mapping[str, WeakLabel], domain: _Domain, classes: ClassSet) -
             "one class a pixel",
             "take one of the two points out of the line",
         )
-    return matched
 
 
 def listed(names: Collection[str], shown: int = SHOWN) -> str:
