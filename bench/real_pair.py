@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import weak_curve
 from segshift import recipes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,7 @@ class Row:
 CONTROL, TWO = "source_control", "source_control_1000"
 """The control's stage in a run, and the row of the one that is as long as two rounds."""
 
+WEAK = ("--method", "weak_labels")
 ROWS = [
     Row("source_only", ("--method", "source_only"), "800 steps on the source: what every adaptation starts from"),
     Row(
@@ -80,6 +82,18 @@ ROWS = [
     Row("proda stage 1", (), "warm-up, then 300 steps on denoised labels", of=("proda", "denoise"), control=TWO),
     Row("proda", ("--method", "proda"), "stage 1, then 500 steps of distillation", control="source_control_1300"),
     Row("proda_ablation", ("--recipe", "cpu/proda_ablation"), "ProDA with more and more of its parts", alone=True),
+    Row("weak_pseudo", (*WEAK, "--set", "weak_labels.mode=pseudo"), "source_only, then tags that the network guesses"),
+    Row("weak_tags", (*WEAK, "--set", "weak_labels.mode=tags"), "source_only, then tags of all target images"),
+    Row("weak_points", (*WEAK, "--set", "weak_labels.mode=points"), "source_only, then one point a class and image"),
+    *[
+        Row(
+            f"weak_points_{count}",
+            (*WEAK, "--set", "weak_labels.mode=points", "--set", f"weak_labels.weak_images={count}"),
+            f"points on {count} images alone",
+            alone=True,
+        )
+        for count in weak_curve.COUNTS
+    ],
     Row(
         "oracle",
         ("--method", "source_only", "--set", "source_only.steps=1300", "--set", "batch_size=8"),
@@ -113,6 +127,8 @@ def commands(row: Row, data: str, runs: str, seed: int) -> list[list[str]]:
     if row.words[1].removeprefix("cpu/").removesuffix("_ablation") in SELF_TRAINING:
         truth = f"truth={{root: {data}/camvid, images: train/images, labels: train_truth/labels}}"
         fixed += ("--set", truth)
+    if row.words[1] == "weak_labels":
+        fixed += ("--weak", f"{data}/camvid/train/weak.jsonl")
     return [["segshift", "adapt", *row.words, *places, *classes, *fixed, "--out", run]]
 
 
@@ -263,6 +279,13 @@ def label_table(runs: Path, seeds: list[int]) -> list[str]:
     return lines
 
 
+def curve_points(runs: Path, seed: int) -> dict[int, float]:
+    """mIoU in percent by the number of images with points; 0 has none and guesses all tags."""
+    named = {0: "weak_pseudo", **{n: f"weak_points_{n}" for n in weak_curve.COUNTS}, weak_curve.ALL: "weak_points"}
+    rows = {count: next(row for row in ROWS if row.name == name) for count, name in named.items()}
+    return {count: 100 * m["miou"] for count, row in rows.items() if (m := metrics_of(row, runs, seed))}
+
+
 def write_page(options: argparse.Namespace) -> None:
     runs = Path(options.runs)
     environments = sorted(runs.glob("*/env.json"))
@@ -288,6 +311,7 @@ def write_page(options: argparse.Namespace) -> None:
         *label_table(runs, options.seeds),
         "",
         *ablation_section(runs, options.seeds),
+        *weak_curve.section(curve_points(runs, options.seeds[0]), ROOT / "docs"),
         "*over*: points of mIoU over that row of the same seed; *its control*: source_control, or the one as long"
         " as the row. *of the gap*: how much of the way from that row to"
         " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage.",

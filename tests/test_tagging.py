@@ -183,6 +183,16 @@ def test_pictures_of_classes_in_images_that_show_them(pair: Pair) -> None:
     assert "-0.0" not in json.dumps(panels)
 
 
+def test_gains_are_over_the_control_where_there_is_one(pair: Pair) -> None:
+    content = {**BASE, "control": "source_more", "stages": [STAGES[0], {**STAGES[0], "name": "source_more"}, STAGES[1]]}
+    content["stages"][2] = {**STAGES[1], "settings": {**OWN, "mode": "pseudo"}}
+    assert segshift(*command(pair, content, "weakly.threshold=0")).code == 0
+    panels = read_json(pair.run / "03-weakly" / "attention" / "index.json")["panels"]
+    assert panels
+    assert all(panel["caption"].endswith("IoU points over source_more") for panel in panels)
+    assert all([each["network"] for each in panel["maps"]] == ["start", "weakly"] for panel in panels)
+
+
 def test_without_labels_classes_are_those_that_the_network_sees(pair: Pair) -> None:
     adapt(pair, "pseudo", (), "panels=8")
     panels = read_json(pair.run / LAST / "attention" / "index.json")["panels"]

@@ -225,8 +225,9 @@ class _Told:
     def _gains(self, measured: Mapping[str, Metrics]) -> tuple[list[float | None], str]:
         """What each class gained in IoU over the control, without one over the stage that this one starts from; and
         the name of that stage."""
-        over = next((n for n in (self.run.settings.control, self.stage.init) if n in measured), None)
-        if over is None or over == self.stage.name or self.stage.name not in measured:
+        before = (self.run.settings.control, self.stage.init)
+        over = next((name for name in before if name in measured and name != self.stage.name), None)
+        if over is None or self.stage.name not in measured:
             return [None] * len(self.names), ""
         gains = (measured[self.stage.name].iou - measured[over].iou).tolist()
         return [gain if math.isfinite(gain) else None for gain in gains], over

@@ -116,6 +116,17 @@ def tags_of(pooled: Tensor, target: Batch, settings: WeakLabelsSettings) -> tupl
     return target.tags, torch.where(left, guessed, -1.0) if settings.unknown == "pseudo" else -torch.ones_like(guessed)
 
 
+def at_points(logits: Tensor, target: Batch, strength: float) -> Tensor:
+    """Mean of -log p(class | clicked), which is as p(class) over the class's share, to the power of the setting."""
+    shares = tiny_task(0).class_shares
+    assert target.points is not None
+    assert shares is not None
+    clicked = F.softmax(logits, dim=1) / shares.view(1, -1, 1, 1) ** strength
+    log_p = torch.log(clicked / clicked.sum(1, keepdim=True))
+    ys = (target.points != IGNORE).nonzero().tolist()
+    return torch.stack([-log_p[b, int(target.points[b, y, x]), y, x] for b, y, x in ys]).mean()
+
+
 def vanilla(scores: Tensor, domain: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, domain))
 
@@ -154,18 +165,8 @@ def test_step_is_the_papers(aux: bool, case: str) -> None:
         for name, weight, network, level in zip(("", "_aux"), (2e-3, 2e-4), outputs, maps, strict=False):
             losses[f"adversarial{name}"] = weight * vanilla(network(level), 0.0)
         if settings.mode == "points":
-            assert target.points is not None
-            shares = tiny_task(0).class_shares
-            assert shares is not None
-            # p(class | clicked) is as p(class) over the class's share, to the power of the setting
-            clicked = (
-                F.softmax(up(prediction.logits, target.image.shape), dim=1)
-                / shares.view(1, -1, 1, 1) ** settings.point_prior
-            )
-            log_p = torch.log(clicked / clicked.sum(1, keepdim=True))
-            ys = (target.points != IGNORE).nonzero().tolist()
-            chosen = [-log_p[b, int(target.points[b, y, x]), y, x] for b, y, x in ys]
-            losses["points"] = settings.point_weight * torch.stack(chosen).mean()
+            logits = up(prediction.logits, target.image.shape)
+            losses["points"] = settings.point_weight * at_points(logits, target, settings.point_prior)
         plain.keep(**losses).backward()  # type: ignore[no-untyped-call]
 
         requires_grad(plain.discriminators, True)

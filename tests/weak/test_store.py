@@ -174,6 +174,17 @@ def test_a_malformed_last_line_is_no_torn_one(tmp_path: Path) -> None:
         WeakStore(path).read()
 
 
+@pytest.mark.parametrize("content", ["1.2.3", '"road"', "[1]", '{"classes": ["road"]}', LINE + "road"])
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
+    """Without a newline at its end it must not pass for what a crash left."""
+    store = WeakStore(tmp_path / "version.txt")
+    store.path.write_text(content)
+    for use in (store.read, lambda: store.append(label()), lambda: store.extend([label()])):
+        with pytest.raises(UserError, match=f"line {content.count(chr(10)) + 1}"):
+            use()
+        assert store.path.read_text() == content
+
+
 def test_what_cannot_be_read_back_is_not_written(tmp_path: Path) -> None:
     store = WeakStore(tmp_path / "weak.jsonl")
     store.append(label())

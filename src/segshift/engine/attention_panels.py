@@ -66,8 +66,8 @@ def attention(answers: Answers, pixels: UInt8[np.ndarray, "h w 3"]) -> Float[tor
 def half_share(weights: Float[torch.Tensor, "gh gw"]) -> float:
     """The smallest share of the cells that holds half of the attention: 0.5 where it is even, 1 / n in one cell."""
     ordered = weights.flatten().double().sort(descending=True).values.cumsum(dim=0)
-    # A hair below half, which rounding must not put above it.
-    cells = int((ordered < (0.5 - 1e-9) * float(ordered[-1])).sum()) + 1
+    # Rounding of the softmax must not ask for one cell more.
+    cells = int((ordered < (0.5 - 1e-6) * float(ordered[-1])).sum()) + 1
     return cells / len(ordered)
 
 

@@ -151,12 +151,14 @@ class WeakStore:
         if not size or os.pread(file, 1, size - 1) == b"\n":
             return
         data = os.pread(file, size, 0)
-        _, torn = _split(data)
+        whole, torn = _split(data)
         if torn:
             log.warning("%s: dropped its last line, which was cut off while it was written", self.path)
             os.ftruncate(file, len(data) - len(torn))
         else:
-            # An editor that ends no line; the label is whole.
+            # An editor that ends no line; if that is no label, this may be another file altogether.
+            where = f"{self.path}, line {len(whole)}"
+            decode(_text(whole[-1], where), where)
             os.write(file, b"\n")
 
 
@@ -165,6 +167,9 @@ def _split(data: bytes) -> tuple[list[bytes], bytes]:
     *lines, last = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not last.strip(b" \t\r"):
         return lines, b""
+    # A write that was cut off leaves the beginning of an object or, after a power failure, zeros: all else is kept.
+    if not last.startswith(b"{") and last.strip(b"\0"):
+        return [*lines, last], b""
     # No part of an object is JSON; what is, was written by an editor that ends no line, and is read like any other.
     try:
         json.loads(last.decode())
