@@ -310,12 +310,12 @@ def write_page(options: argparse.Namespace) -> None:
         "",
         *label_table(runs, options.seeds),
         "",
-        *ablation_section(runs, options.seeds),
-        *weak_curve.section(curve_points(runs, options.seeds[0]), ROOT / "docs"),
         "*over*: points of mIoU over that row of the same seed; *its control*: source_control, or the one as long"
         " as the row. *of the gap*: how much of the way from that row to"
         " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage.",
         "",
+        *ablation_section(runs, options.seeds),
+        *weak_curve.section(curve_points(runs, options.seeds[0]), ROOT / "docs"),
         f"Machine: {machine.get('processor', platform.processor())}, {machine.get('cores', os.cpu_count())} cores,"
         f" torch {versions.get('torch', '?')}, segshift {versions.get('segshift', '?')}.",
         "",

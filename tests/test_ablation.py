@@ -334,6 +334,7 @@ def bench() -> ModuleType:
     spec = importlib.util.spec_from_file_location("real_pair", path)
     assert spec is not None
     assert spec.loader is not None
+    sys.path.append(str(path.parent))  # as where the program is started, for what it imports beside it
     module = importlib.util.module_from_spec(spec)
     sys.modules["real_pair"] = module
     spec.loader.exec_module(module)
