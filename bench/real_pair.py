@@ -25,6 +25,7 @@ from typing import Any
 
 import weak_curve
 from segshift import recipes
+from segshift.weak.store import WeakStore
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
@@ -112,6 +113,11 @@ SELF_TRAINING = ("self_training", "cbst", "crst", "tpld", "proda")
 """Methods whose pseudo-labels are measured, after training, on the training images' truth."""
 
 
+def weak_file(data: str) -> Path:
+    """The points of the target's training images."""
+    return Path(data) / "camvid" / "train" / "weak.jsonl"
+
+
 def commands(row: Row, data: str, runs: str, seed: int) -> list[list[str]]:
     """The commands that make a row's figures, as words."""
     if row.of:
@@ -128,7 +134,7 @@ def commands(row: Row, data: str, runs: str, seed: int) -> list[list[str]]:
         truth = f"truth={{root: {data}/camvid, images: train/images, labels: train_truth/labels}}"
         fixed += ("--set", truth)
     if row.words[1] == "weak_labels":
-        fixed += ("--weak", f"{data}/camvid/train/weak.jsonl")
+        fixed += ("--weak", str(weak_file(data)))
     return [["segshift", "adapt", *row.words, *places, *classes, *fixed, "--out", run]]
 
 
@@ -279,9 +285,11 @@ def label_table(runs: Path, seeds: list[int]) -> list[str]:
     return lines
 
 
-def curve_points(runs: Path, seed: int) -> dict[int, float]:
+def curve_points(runs: Path, seed: int, data: str) -> dict[int, float]:
     """mIoU in percent by the number of images with points; 0 has none and guesses all tags."""
-    named = {0: "weak_pseudo", **{n: f"weak_points_{n}" for n in weak_curve.COUNTS}, weak_curve.ALL: "weak_points"}
+    weak = WeakStore(weak_file(data))
+    pointed = sum(bool(label.points) for label in weak.read().values()) if weak.path.exists() else 0
+    named = {pointed: "weak_points", 0: "weak_pseudo", **{n: f"weak_points_{n}" for n in weak_curve.COUNTS}}
     rows = {count: next(row for row in ROWS if row.name == name) for count, name in named.items()}
     return {count: 100 * m["miou"] for count, row in rows.items() if (m := metrics_of(row, runs, seed))}
 
@@ -315,7 +323,7 @@ def write_page(options: argparse.Namespace) -> None:
         " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage.",
         "",
         *ablation_section(runs, options.seeds),
-        *weak_curve.section(curve_points(runs, options.seeds[0]), ROOT / "docs"),
+        *weak_curve.section(curve_points(runs, options.seeds[0], options.data), ROOT / "docs"),
         f"Machine: {machine.get('processor', platform.processor())}, {machine.get('cores', os.cpu_count())} cores,"
         f" torch {versions.get('torch', '?')}, segshift {versions.get('segshift', '?')}.",
         "",

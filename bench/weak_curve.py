@@ -8,8 +8,6 @@ import matplotlib
 
 COUNTS = (10, 30, 100)
 """Numbers of images with points between none and all."""
-ALL = 367
-"""CamVid's training images, all of which have points."""
 
 
 def section(miou: dict[int, float], docs: Path) -> list[str]:

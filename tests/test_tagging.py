@@ -193,6 +193,12 @@ def test_gains_are_over_the_control_where_there_is_one(pair: Pair) -> None:
     assert all([each["network"] for each in panel["maps"]] == ["start", "weakly"] for panel in panels)
 
 
+def test_a_point_says_that_its_class_is_there(pair: Pair) -> None:
+    adapt(pair, "points", [{"image": "001.png", "points": [[3, 4, "car"]]}])
+    panels = read_json(pair.run / LAST / "attention" / "index.json")["panels"]
+    assert [(panel["class"], panel["name"], panel["points"]) for panel in panels] == [("car", "001", 1)]
+
+
 def test_without_labels_classes_are_those_that_the_network_sees(pair: Pair) -> None:
     adapt(pair, "pseudo", (), "panels=8")
     panels = read_json(pair.run / LAST / "attention" / "index.json")["panels"]

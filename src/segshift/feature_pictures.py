@@ -24,7 +24,7 @@ from segshift.engine.pipeline import fingerprint
 from segshift.engine.producing import Answers
 from segshift.engine.progress import Bar, track
 from segshift.errors import UserError, nearest
-from segshift.setup import digest
+from segshift.setup import digest, stage_chain, stage_folder
 from segshift.types import ClassSet
 
 FILE = "features.json"
@@ -76,15 +76,7 @@ def default_stages(settings: RunSettings) -> tuple[str, ...]:
 
     Where these are too many: the control (without one, the first stage), the next two on the way, and the result.
     """
-    stages = {stage.name: stage for stage in settings.stages}
-    way = [settings.stages[-1].name]
-    while True:
-        last = stages[way[0]]
-        # As `Run.chain`: a stage that starts afresh comes after the one that it learns from.
-        before = last.init or last.teacher or (stages[last.labels].init if last.labels else None)
-        if before is None:
-            break
-        way.insert(0, before)
+    way = stage_chain(settings)
     names = {*way, *([settings.control] if settings.control else [])}
     if len(names) > STAGES:
         names = {settings.control or way[0], *way[1 : STAGES - 1], way[-1]}
@@ -194,16 +186,12 @@ def _size(settings: RunSettings, domain: Domain) -> tuple[int, int]:
     return settings.source_size or settings.size if domain.name == "source" else settings.size
 
 
-def _folder(root: Path, settings: RunSettings, stage: str) -> Path:
-    return root / f"{[s.name for s in settings.stages].index(stage) + 1:02d}-{stage}"
-
-
 def _fingerprint(root: Path, settings: RunSettings, asked: Asked) -> str:
     """Of all that a picture depends on: networks, images, labels, and what is asked for."""
     domains, names = _domains(settings, asked), _stages(settings, asked)
     stages = []
     for name in names:
-        folder = _folder(root, settings, name)
+        folder = stage_folder(root, settings, name)
         record = read_json(folder / "stage.json") if (folder / "model" / "config.json").exists() else {}
         if not record.get("done"):
             raise UserError(f"stage {name} of {root} is not finished", remedy="run its command again: it goes on")
@@ -242,7 +230,7 @@ def _asked_last(root: Path, settings: RunSettings) -> Asked:
 
 
 def _answers(root: Path, settings: RunSettings, stage: str, classes: ClassSet, device: torch.device) -> Answers:
-    model = load_model(_folder(root, settings, stage), device)
+    model = load_model(stage_folder(root, settings, stage), device)
     if model.classes.names != classes.names:
         raise UserError(
             f"stage {stage} was trained for {', '.join(model.classes.names)}",

@@ -20,18 +20,10 @@ Classes = Annotated[Path, typer.Option(help="class list: YAML, JSON, or a name a
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """The images of a folder by their path below it."""
-    from segshift.data.images import IMAGE_SUFFIXES
-    from segshift.data.listing import walk
+    """The image files of a folder by the paths that `segshift annotate` and the domain have for them."""
+    from segshift.data.domains import open_images
 
-    if not folder.is_dir():
-        raise UserError(f"--images {folder} is no folder", "the folder of the images", "correct the path")
-    found = walk(folder, IMAGE_SUFFIXES)
-    if not found:
-        raise UserError(
-            f"no image in {folder}", f"files of type {', '.join(sorted(IMAGE_SUFFIXES))}", "correct --images"
-        )
-    return found
+    return {path: item.image for path, item in open_images(folder).items()}
 
 
 @app.command("import")

@@ -41,6 +41,9 @@ from segshift.setup import (
     method_settings,
     open_domains,
     resolved,
+    stage_before,
+    stage_chain,
+    stage_folder,
 )
 from segshift.stage_checks import check_needs, check_unused, check_uses
 from segshift.supervision import check_weak_labels, read_weak_labels, weak_views, with_modes
@@ -109,7 +112,7 @@ class Run:
         stages = {stage.name: stage for stage in self.settings.stages}
 
         def steps(name: str | None) -> int:
-            return stages[name].steps + steps(self._before(name)) if name else 0
+            return stages[name].steps + steps(stage_before(self.settings, name)) if name else 0
 
         control, adapted = self.settings.control, self.adapted
         if control and steps(control) != steps(adapted):
@@ -132,17 +135,7 @@ class Run:
     @property
     def chain(self) -> list[str]:
         """Names of the training stages that led to the result, in order: its own last."""
-        names = [self.adapted]
-        while (before := self._before(names[0])) is not None:
-            names.insert(0, before)
-        return names
-
-    def _before(self, name: str) -> str | None:
-        """The training stage that a training stage starts from or, where it starts afresh, learns from."""
-        stages = {stage.name: stage for stage in self.settings.stages}
-        stage = stages[name]
-        labels = stages[stage.labels] if stage.labels is not None else None
-        return stage.init or stage.teacher or (labels.init if labels else None)
+        return stage_chain(self.settings)
 
     def _method(self, stage: str) -> str:
         method = next(s.method for s in self.settings.stages if s.name == stage)
@@ -151,7 +144,7 @@ class Run:
 
     def folder(self, stage: str) -> Path:
         """Folder of a stage."""
-        return self.root / f"{[s.name for s in self.settings.stages].index(stage) + 1:02d}-{stage}"
+        return stage_folder(self.root, self.settings, stage)
 
     def train(self) -> None:
         """Bring all training stages to their end.

@@ -217,6 +217,27 @@ def dump_yaml(settings: RunSettings) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
+def stage_folder(root: Path, settings: RunSettings, stage: str) -> Path:
+    """Folder of a stage in that of its run."""
+    return root / f"{[s.name for s in settings.stages].index(stage) + 1:02d}-{stage}"
+
+
+def stage_before(settings: RunSettings, name: str) -> str | None:
+    """The training stage that a training stage starts from or, where it starts afresh, learns from."""
+    stages = {stage.name: stage for stage in settings.stages}
+    stage = stages[name]
+    labels = stages[stage.labels] if stage.labels is not None else None
+    return stage.init or stage.teacher or (labels.init if labels else None)
+
+
+def stage_chain(settings: RunSettings) -> list[str]:
+    """Names of the training stages that led to the result, in order: the last stage's own comes last."""
+    names = [settings.stages[-1].name]
+    while (before := stage_before(settings, names[0])) is not None:
+        names.insert(0, before)
+    return names
+
+
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Keep a second segshift out of a run's folder; the lock dies with its process.

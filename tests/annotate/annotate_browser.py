@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 WHY = "THE PAGE OF `segshift annotate` WAS NOT TRIED IN A BROWSER: "
+PATIENCE = 90_000
+"""Milliseconds to wait for anything: other tests and programs may have the machine."""
+
 KEYS = "1234567890q"
 """Of the eleven classes."""
 
@@ -28,7 +31,9 @@ def browser() -> Iterator[Browser]:
     if program is None:
         pytest.skip(WHY + "no chromium found (Debian: apt-get install chromium)")
     with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        opened = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE
+        )
         yield opened
         opened.close()
 
@@ -43,8 +48,15 @@ def listen(page: Page, said: list[str]) -> Page:
     return page
 
 
+def drawn(page: Page) -> None:
+    """Wait until the page has handled what was done to it and the screen shows what came of that."""
+    # What is asked of the page waits behind the input before it; the second frame comes after one with its effect.
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def visit(page: Page, link: str, image: str | None = None) -> Page:
     """Open the link, at an image."""
+    page.set_default_timeout(PATIENCE)
     page.goto(link + (f"#{image}" if image else ""))
     page.locator("#stage[data-image]").wait_for()
     if image:

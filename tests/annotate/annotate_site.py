@@ -127,7 +127,7 @@ class Site:
         if self.process is None:
             return ""
         self.process.send_signal(with_signal)
-        said, _ = self.process.communicate(timeout=30)
+        said, _ = self.process.communicate(timeout=90)
         self.process = None
         return said
 
@@ -162,7 +162,7 @@ class Client:
         self, path: str, method: str = "GET", body: bytes | None = None, headers: Mapping[str, str | None] | None = None
     ) -> Reply:
         """A request; a header that is None is not sent."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=90)
         with contextlib.closing(connection):
             sent = {"Host": f"127.0.0.1:{self.port}", **(headers or {})}
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -222,11 +222,11 @@ def serving(site: Site, who: str | None = None, suggestions: Any = None, once: s
             yield Client(listening.getsockname()[1], token)
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(90)
             beside.close()
 
 
-def until(met: Any, seconds: float = 20.0) -> None:
+def until(met: Any, seconds: float = 90.0) -> None:
     """Wait for something that happens soon."""
     end = time.monotonic() + seconds
     while not met():

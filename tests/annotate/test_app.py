@@ -334,7 +334,7 @@ def test_a_long_post_by_its_declared_length(site: Site, client: Client) -> None:
 def test_a_long_post_without_a_length(client: Client) -> None:
     """100 MB in pieces: the server hangs up early, and does not hold them."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=90) as wire:
         wire.sendall(
             f"POST /{client.token}/api/act HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\n"
             f"Origin: http://127.0.0.1:{client.port}\r\nContent-Type: application/json\r\n"

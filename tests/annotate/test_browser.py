@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from annotate_browser import (
     browser,
+    drawn,
     find_marker,
     listen,
     points_shown,
@@ -55,7 +56,7 @@ def zoomed(page: Page, turns: int) -> tuple[int, int]:
         page.mouse.move(x, y)
         for _ in range(turns):
             page.mouse.wheel(0, -120)
-        page.wait_for_timeout(60)
+        drawn(page)
         x, y = find_marker(page)
     return x, y
 
@@ -105,7 +106,7 @@ def crash(site: Site, page: Page, told: Told, image: str) -> None:
     page.mouse.click(300, 300)
     assert "bicyclist" not in site.labels[image].present
     site.start()
-    page.locator("#trouble").wait_for(state="hidden", timeout=20_000)
+    page.locator("#trouble").wait_for(state="hidden")
     settle(page)
     told.tags[image].add("bicyclist")
     assert set(site.labels[image].tags or ()) == told.tags[image]
@@ -227,8 +228,8 @@ def test_two_tabs(fresh: Page, site: Site, browser: Browser, said: list[str]) ->
     # The second tab has not heard of it yet: its action is refused, and made again on the newer label.
     press_class(other, 7)
     other.mouse.click(*find_marker(other))
+    toast(other, "both changes are kept")  # at once: it goes away by itself
     settle(other)
-    toast(other, "both changes are kept")
     assert tags_of(site) == ("road", "sky")
     fresh.locator('.class.present[data-name="sky"]').wait_for()
     assert points_shown(fresh) == ["sky"]
@@ -295,7 +296,7 @@ def test_moving_the_zoomed_image_is_no_click(fresh: Page, site: Site) -> None:
     shown(fresh, "00.png")  # the space key moved the image and did not go on
     assert points_shown(fresh) == []
     fresh.keyboard.press("f")
-    fresh.wait_for_timeout(60)
+    drawn(fresh)
     assert find_marker(fresh) != before
     for key in ("+", "+", "-"):
         fresh.keyboard.press(key)

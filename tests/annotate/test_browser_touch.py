@@ -10,6 +10,7 @@ import pytest
 from annotate_browser import (
     Fingers,
     browser,
+    drawn,
     find_marker,
     listen,
     points_shown,
@@ -91,7 +92,7 @@ def test_two_fingers_zoom_and_place_nothing(phone: Page, site: Site) -> None:
     for far in (30, 50, 70, 80):
         fingers.touch("touchMove", (x - far, y), (x + far, y))
     fingers.touch("touchEnd")
-    phone.wait_for_timeout(80)
+    drawn(phone)
     assert points_shown(phone) == []
     near_x, near_y = find_marker(phone)
     assert abs(near_x - x) <= 6
@@ -103,7 +104,7 @@ def test_two_fingers_zoom_and_place_nothing(phone: Page, site: Site) -> None:
     for step in (10, 25, 40):
         fingers.touch("touchMove", (near_x - step, near_y + step / 2))
     fingers.touch("touchEnd")
-    phone.wait_for_timeout(80)
+    drawn(phone)
     moved_x, moved_y = find_marker(phone)
     assert abs(moved_x - near_x + 40) <= 14  # less the way that still counts as a tap
     assert abs(moved_y - near_y - 20) <= 14

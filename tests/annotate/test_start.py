@@ -15,6 +15,7 @@ import pytest
 from annotate_site import Site, make_site
 
 from segshift.annotate.beside import Beside
+from segshift.annotate.folder import open_folder
 from segshift.weak.store import WeakLabel
 from workbench import SCREEN, segshift
 
@@ -65,6 +66,14 @@ def test_links_that_lead_out(site: Site, tmp_path: Path, caplog: pytest.LogCaptu
     assert "left out 1 images that are links" in caplog.text
 
 
+def test_names_that_no_label_can_have(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("1:c.png", "a\\b.png"):
+        (site.images / name).write_bytes((site.images / "00.png").read_bytes())
+    assert open_folder(site.images).names == ("00.png", "01.jpg", "02.png")
+    assert "left out 2 images that have names that are no text, or hold a backslash or a drive" in caplog.text
+    assert "1:c.png" in caplog.text
+
+
 def test_class_lists(site: Site, tmp_path: Path) -> None:
     assert "does not exist" in told(site, classes=tmp_path / "none.txt")
     assert "cannot be read" in told(site, classes=site.images / "00.png")
@@ -76,7 +85,21 @@ def test_places_for_labels(site: Site, tmp_path: Path) -> None:
     assert "mkdir -p" in told(site, out=tmp_path / "none" / "weak.jsonl")
     assert "is no folder" in told(site, out=site.classes / "weak.jsonl")
     assert "is a folder" in told(site, out=site.images)
-    assert "cannot write /proc" in told(site, out="/proc/weak.jsonl")
+    assert "--out /proc/weak.jsonl: cannot write /proc" in told(site, out="/proc/weak.jsonl")
+
+
+def test_a_start_that_fails_leaves_nothing_behind(site: Site, tmp_path: Path) -> None:
+    beside = tmp_path / "weak.jsonl.annotate"
+    told(site, "--suggest", str(tmp_path / "run"))
+    assert not beside.exists()
+    site.out.write_text("rubbish\n")
+    told(site)
+    assert not beside.exists()
+    # What a start before it has kept stays.
+    beside.mkdir()
+    (beside / "times.jsonl").write_text("")
+    told(site)
+    assert sorted(path.name for path in beside.iterdir()) == ["lock", "times.jsonl"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

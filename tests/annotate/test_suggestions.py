@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +63,19 @@ def test_what_a_model_sees(trained: Pair, tmp_path: Path) -> None:
     assert json.loads(after[-1])["image"] == folder.names[0]
 
 
+def test_an_image_that_is_deleted_while_the_model_loads(trained: Pair, tmp_path: Path) -> None:
+    shutil.copytree(trained.target / "images", tmp_path / "images")
+    folder = open_folder(tmp_path / "images")
+    folder.file(folder.names[0]).unlink()
+    suggestions = Suggestions(trained.run, folder, make_classes(NAMES), tmp_path, set(), "cpu")
+    try:
+        everything(suggestions, folder)
+        assert suggestions.standing()["unreadable"] == 1
+        assert (suggestions.ranked() or ())[-1] == folder.names[0]
+    finally:
+        suggestions.stop()
+
+
 def test_entropy_is_zero_where_it_is_sure_and_one_where_it_knows_nothing(
     monkeypatch: pytest.MonkeyPatch, trained: Pair
 ) -> None:
@@ -109,7 +121,7 @@ def test_the_command_with_suggestions(trained: Pair, tmp_path: Path) -> None:
     assert client.label(session["images"][0])["suggested"]
     assert not site.out.exists()
     site.kill()
-    until(lambda: not Path(f"/proc/{helpers[0]}").exists() or _is_dead(helpers[0]), 20)
+    until(lambda: not Path(f"/proc/{helpers[0]}").exists() or _is_dead(helpers[0]))
 
 
 def _is_dead(process: str) -> bool:
@@ -134,7 +146,6 @@ def test_it_ends_with_its_input(trained: Pair) -> None:
     )
     process.stdin.flush()
     assert '"entropy"' in process.stdout.readline()
-    began = time.monotonic()
-    process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=90)
     assert process.returncode == 0
-    assert time.monotonic() - began < 10
+    assert said.count("entropy") < 4999

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segshift.annotate.beside import Beside
-from segshift.annotate.folder import open_folder
+from segshift.annotate.folder import Folder, open_folder
 from segshift.annotate.operations import Action, Operation, SetComplete, SetPoint, SetSuggestion, SetTag, State, apply
 from segshift.annotate.operations import state_of as state_of_label
 from segshift.annotate.work import NotSaved, Stale, Work
 from segshift.data.classes import make_classes
+from segshift.data.domains import Item
 from segshift.errors import UserError
 from segshift.weak.label import decode, encode
 from segshift.weak.store import Point, WeakLabel, WeakStore
@@ -199,6 +200,32 @@ def test_a_full_disk_stops_saving(root: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (root / "weak.jsonl").read_bytes() == before
     assert work.state("00.png").tags == ("sky",)
     assert act(work, "00.png", tag("road"), base=base).tags == ("road", "sky")
+    beside.close()
+
+
+def test_a_label_that_is_refused_is_no_trouble_with_the_disk(root: Path) -> None:
+    """The page would try it again without end."""
+    file = root / "images" / "00.png"
+    beside = Beside(root / "weak.jsonl")
+    folder = Folder(root / "images", {"1:c.png": Item("1:c", file)})
+    work = Work(folder, make_classes(CLASSES), WeakStore(root / "weak.jsonl"), beside, None)
+    with pytest.raises(UserError, match=r"1:c\.png") as told:
+        act(work, "1:c.png", tag("sky"))
+    assert not isinstance(told.value, NotSaved)
+    assert not (root / "weak.jsonl").exists()
+    beside.close()
+
+
+def test_an_action_is_one_change(root: Path) -> None:
+    work, beside = opened(root)
+    act(work, "00.png", SetSuggestion(kind="suggestion", name="road", dismissed=True))
+    stamp = work.progress().stamp
+    act(work, "00.png", tag("sky"), tag("road"))  # what is present is dismissed no more
+    boot, _, count = stamp.partition("-")
+    assert work.state("00.png").dismissed == ()
+    assert work.progress().stamp == f"{boot}-{int(count) + 1}"
+    act(work, "00.png", SetSuggestion(kind="suggestion", name="pole", dismissed=True))
+    assert work.progress().stamp == f"{boot}-{int(count) + 2}"
     beside.close()
 
 

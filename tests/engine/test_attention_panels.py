@@ -108,20 +108,21 @@ def test_panels(tmp_path: Path) -> None:
     assert first["maps"][1]["probability"] > 0.99
 
 
-def test_maps_are_of_the_class_and_the_network(tmp_path: Path) -> None:
-    """Stripes: the right network looks for red where red is, the wrong one elsewhere."""
+@pytest.mark.parametrize("train_id", [0, 2])
+def test_maps_are_of_the_class_and_the_network(tmp_path: Path, train_id: int) -> None:
+    """Stripes: the right network looks for a colour where it is, the wrong one elsewhere."""
     domain = opened(write_domain(tmp_path / "in", 1, labelled=False), labelled=False)
     folder = tmp_path / "out"
-    (panel,) = written(folder, domain, [Look(0, 0, "")])
-    # Red is a third of the pixels, all alike; a network that is sure of it looks there alone.
+    (panel,) = written(folder, domain, [Look(train_id, 0, "")])
+    # Each colour is a third of the pixels, all alike; a network that is sure of it looks there alone.
     assert [each["half"] for each in panel["maps"]] == pytest.approx([1 / 6, 1 / 6])
     with Image.open(domain.items[0].image) as picture:
-        red = np.asarray(picture)[..., 0] > 128
-    inner = np.array([column for column in range(96) if all(red[0, max(0, column - 3) : column + 4] == red[0, column])])
+        own = np.asarray(picture)[0, :, train_id] > 128
+    inner = np.array([column for column in range(96) if all(own[max(0, column - 3) : column + 4] == own[column])])
     for name, right in (("map1", True), ("map0", False)):
         with Image.open(folder / f"000-{name}.jpg") as picture:
             bright = np.asarray(picture.convert("RGB"), np.int64).sum(axis=2)[24]
-        there, elsewhere = bright[inner[red[0, inner]]], bright[inner[~red[0, inner]]]
+        there, elsewhere = bright[inner[own[inner]]], bright[inner[~own[inner]]]
         assert (there.min() > elsewhere.max()) == right, name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -15,6 +16,11 @@ from hypothesis.extra import numpy as hnp
 from segshift.engine.metrics import iou_of
 from segshift.engine.point_estimate import PointCounts, compared, estimate, gain, shares, wilson
 from segshift.errors import UserError
+
+
+def counted(classes: tuple[str, ...], images: tuple[str, ...], hits: np.ndarray, areas: np.ndarray) -> PointCounts:
+    """Counts with hits as a table (N, K, K)."""
+    return PointCounts(classes, images, np.column_stack([np.argwhere(hits), hits[hits > 0]]), areas)
 
 
 def world(random: np.random.Generator, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +49,7 @@ def sampled(random: np.random.Generator, share: np.ndarray, rows: np.ndarray, im
         areas[i] += taken
         hits[i, c] = random.multinomial(1, taken / taken.sum())
     names = tuple("abcdefghijk"[:classes])
-    return PointCounts(names, tuple(map(str, range(images))), hits, areas), float(np.mean(iou_of(confusion)))
+    return counted(names, tuple(map(str, range(images))), hits, areas), float(np.mean(iou_of(confusion)))
 
 
 def test_intervals_cover_and_the_bias_is_small() -> None:
@@ -94,7 +100,7 @@ def test_exact_where_the_rows_are_exact(classes: int, seed: int) -> None:
     share, rows = world(np.random.default_rng(seed), classes)
     confusion = np.round(1e6 * share[:, None] * rows).astype(np.int64)
     areas = confusion.sum(axis=0)
-    counts = PointCounts(tuple("abcdef"[:classes]), ("all",), confusion[None], areas[None])
+    counts = counted(tuple("abcdef"[:classes]), ("all",), confusion[None], areas[None])
     found = estimate(counts, samples=2)
     if np.linalg.cond(rows) < 50:
         np.testing.assert_allclose(found.share, confusion.sum(axis=1) / confusion.sum(), atol=2e-3)
@@ -136,7 +142,7 @@ def test_a_class_that_is_never_recognised_does_not_eat_another() -> None:
     hits[:, 1, 1] = 1
     hits[:, 2, 1] = 1  # never predicted, always taken for class 1
     areas = np.tile([500, 500, 0], (50, 1))
-    found = estimate(PointCounts(("a", "b", "c"), tuple(map(str, range(50))), hits, areas), samples=20)
+    found = estimate(counted(("a", "b", "c"), tuple(map(str, range(50))), hits, areas), samples=20)
     np.testing.assert_allclose(found.share, [0.5, 0.5, 0], atol=1e-3)
     np.testing.assert_allclose(found.iou, [1, 1, 0], atol=2e-3)
 
@@ -145,7 +151,7 @@ def test_classes_without_points_and_images_without() -> None:
     hits = np.zeros((3, 3, 3), np.int64)
     hits[0, 0, 0] = hits[1, 0, 2] = 1
     areas = np.array([[60, 30, 10], [60, 30, 10], [80, 10, 10]])
-    found = estimate(PointCounts(("a", "b", "c"), ("0", "1", "2"), hits, areas), samples=50)
+    found = estimate(counted(("a", "b", "c"), ("0", "1", "2"), hits, areas), samples=50)
     assert (len(found.images), found.pointed) == (3, 2)
     assert found.recall[0] == 0.5
     assert np.isnan(found.recall[1:]).all()
@@ -166,7 +172,7 @@ def test_one_image_with_points_has_no_interval() -> None:
     hits = np.zeros((30, 3, 3), np.int64)
     hits[4] = [[3, 2, 0], [0, 2, 0], [0, 0, 1]]
     areas = np.random.default_rng(0).integers(90, 110, (30, 3))
-    found = estimate(PointCounts(("a", "b", "c"), tuple(map(str, range(30))), hits, areas), samples=20)
+    found = estimate(counted(("a", "b", "c"), tuple(map(str, range(30))), hits, areas), samples=20)
     assert found.miou_interval is found.point_miou_interval is None
     assert np.isnan(found.iou_interval).all()
     assert not np.isnan(found.recall_interval).any()
@@ -174,7 +180,7 @@ def test_one_image_with_points_has_no_interval() -> None:
     assert "nan" not in found.table()
     assert "[-" not in found.table()
     hits[9, 0, 0] = 1
-    found = estimate(PointCounts(("a", "b", "c"), tuple(map(str, range(30))), hits, areas), samples=20)
+    found = estimate(counted(("a", "b", "c"), tuple(map(str, range(30))), hits, areas), samples=20)
     assert found.miou_interval is not None
     assert np.isnan(found.iou_interval).tolist() == [[False, False], [True, True], [True, True]]
 
@@ -182,7 +188,7 @@ def test_one_image_with_points_has_no_interval() -> None:
 def test_point_miou_by_hand() -> None:
     # a is right in 3 of 4, b in 1 of 2; equal weight: a = .75 / (1 + .5), b = .5 / (1 + .25).
     hits = np.array([[[3, 1], [1, 1]]])
-    found = estimate(PointCounts(("a", "b"), ("0",), hits, np.array([[10, 10]])), samples=2)
+    found = estimate(counted(("a", "b"), ("0",), hits, np.array([[10, 10]])), samples=2)
     assert found.point_miou == pytest.approx((0.75 / 1.5 + 0.5 / 1.25) / 2)
 
 
@@ -198,11 +204,12 @@ def test_what_cannot_be_estimated_or_compared() -> None:
     random = np.random.default_rng(0)
     counts, _ = sampled(random, *world(random, 4), 20)
     with pytest.raises(ValueError, match="no points"):
-        estimate(PointCounts(counts.classes, counts.images, 0 * counts.hits, counts.areas))
+        estimate(PointCounts(counts.classes, counts.images, counts.hits[:0], counts.areas))
     with pytest.raises(ValueError, match="areas"):
         estimate(PointCounts(counts.classes, counts.images, counts.hits[:, :2], counts.areas))
     whole = estimate(counts, samples=20)
-    part = estimate(PointCounts(counts.classes, counts.images[:9], counts.hits[:9], counts.areas[:9]), samples=20)
+    first = counts.hits[counts.hits[:, 0] < 9]
+    part = estimate(PointCounts(counts.classes, counts.images[:9], first, counts.areas[:9]), samples=20)
     for one, other in combinations((whole, part), 2):
         with pytest.raises(ValueError, match="same images"):
             gain(one, other)
@@ -219,3 +226,19 @@ def test_the_same_twice() -> None:
     first, again = estimate(counts, samples=30), estimate(counts, samples=30)
     assert first.to_dict() == again.to_dict()
     np.testing.assert_array_equal(first.draws, again.draws)
+
+
+def test_many_classes_and_images_need_no_table_of_all() -> None:
+    """150 classes in 20 000 images: a table of them would be 3.6 GB, and one of all draws as much."""
+    random, images, classes = np.random.default_rng(0), 20_000, 150
+    areas = random.integers(1, 9, (images, classes))
+    true = random.integers(0, classes, 300)
+    said = np.where(np.arange(300) % 2, true, random.integers(0, classes, 300))
+    hits = np.column_stack([random.integers(0, images, 300), true, said, np.ones(300, int)])
+    names = tuple(map(str, range(classes)))
+    tracemalloc.start()
+    found = estimate(PointCounts(names, tuple(map(str, range(images))), hits, areas), samples=3)
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+    assert found.points.sum() == 300
+    assert found.pointed == len(np.unique(hits[:, 0]))

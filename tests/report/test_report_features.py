@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from page_reader import Reader, change, part, problems_of, read
 from test_report_browser import browser, opened
 from test_report_damage import damaged, junk
 
-from segshift.report.features import LINE, features, path_of, placed
+from segshift.report.features import LINE, _layers, features, path_of, placed
 from segshift.report.reading import read_run
 
 if not hasattr(browser, "__name__"):
@@ -194,6 +195,24 @@ def test_every_point_is_drawn_once_in_its_colour(run: Path) -> None:
         for colour, path in re.findall(r'<path stroke="(#\w+)" d="([^"]+)"', figure):
             found.setdefault(colour, []).extend(dots(path))
         assert {k: sorted(v) for k, v in found.items()} == {k: sorted(v) for k, v in wanted.items()}
+
+
+def test_many_classes_are_drawn_in_one_pass() -> None:
+    """A picture may have thousands of classes and tens of thousands of points."""
+
+    class Counted(list[int]):
+        passes = 0
+
+        def __iter__(self) -> Iterator[int]:
+            self.passes += 1
+            return super().__iter__()
+
+    labels = Counted(k % 500 for k in range(2000))
+    layers = _layers(
+        [(k, k) for k in range(2000)], labels, [k % 2 for k in range(2000)], [(k % 256, 0, 0) for k in range(500)]
+    )
+    assert sum(layer.path.count("m") for layer in layers if not layer.other) == 1000
+    assert labels.passes == 1
 
 
 def test_no_class_lies_on_top_of_all_others(run: Path) -> None:

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import typer.main
 from typer.core import TyperOption
-from weak_files import Place, label, make_place
+from weak_files import CLASSES, Place, label, make_place, save
 
 from segshift import labels_cli
+from segshift.annotate.folder import open_folder
+from segshift.data.domains import DomainSettings, open_domain
 from segshift.weak.label import WeakLabel
+from segshift.weak.matching import match
 from segshift.weak.stats import stats
 from workbench import environment, segshift
 
@@ -45,6 +48,18 @@ def test_help_brings_nothing_heavy() -> None:
     code += "with contextlib.suppress(SystemExit):\n    main()\nprint(*{m.partition('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert not {"torch", "numpy", "PIL", "yaml"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_images_are_those_that_annotate_and_the_domain_list(place: Place, tmp_path: Path) -> None:
+    """With a whole dataset's folder as --images, paths begin below its images, and label files are none of them."""
+    save(place.root / "labels" / "a.png")
+    file = place.put("tags.csv", "image,road\na,1\ndrive/0001.png,1\n")
+    arguments = ["--images", place.root, "--classes", place.classes, "--out", place.out]
+    done = segshift("labels", "import", file, *arguments)
+    assert done.code == 0, done
+    assert set(place.store.read()) == {"a.jpg", "drive/0001.png"} <= set(open_folder(place.root).names)
+    domain = open_domain(DomainSettings(root=place.root), CLASSES, labelled=False, name="target")
+    assert match(place.store.read(), domain, CLASSES).keys() == {"a", "drive/0001"}
 
 
 def saved(image: str, seconds: int, who: str | None, *tags: str) -> WeakLabel:

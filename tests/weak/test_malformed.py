@@ -199,7 +199,7 @@ CALLS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "a class map to nothing known": (["--class-map", "road=raod"], ("'raod' is no class", "did you mean 'road'?")),
     "a class map of nothing used": (["--class-map", "tram=car"], ("no class 'tram'",)),
     "no image left": (["--images", "EMPTY"], ("no image in",)),
-    "no such folder": (["--images", "nowhere"], ("nowhere is no folder",)),
+    "no such folder": (["--images", "nowhere"], ("nowhere does not exist",)),
 }
 
 
@@ -224,6 +224,16 @@ def test_a_damaged_store_is_not_appended_to(place: Place) -> None:
     file = place.put("x.csv", "image,classes\na.jpg,road\n")
     assert_told(segshift("labels", "import", file, *place.taking()), "weak.jsonl, line 1", "no image")
     assert place.out.read_text() == "{}\n"
+
+
+def test_long_class_names_do_not_fill_the_screen(place: Place) -> None:
+    file = place.put("x.csv", "image,classes\na.jpg,road;" + "x" * 3000 + "\n")
+    for more in ([], ["--class-map", "tram=car"], ["--class-map", "x" * 3000 + "=raod"]):
+        told = segshift("labels", "import", file, *place.taking(*more))
+        assert told.code == 2
+        assert len(told.message) < 800
+        assert "x" * 39 + "…" in "".join(told.message.split())
+    assert "--class-map '*=CLASS'" in segshift("labels", "import", file, *place.taking()).message
 
 
 def test_missing_file(place: Place) -> None:

@@ -78,6 +78,26 @@ def test_points_of_another_size_are_scaled(place: Place) -> None:
     assert found.size == (WIDTH, HEIGHT)
 
 
+def test_points_that_come_to_one_pixel_by_scaling(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """Neighbours on a larger copy: the first stays. Two classes at one pixel of the copy itself are an error."""
+    big = (4 * WIDTH, 4 * HEIGHT)
+    made = replace(label("a.jpg", None, (1, 3, "road"), (2, 3, "sky"), (9, 3, "sky")), size=big)
+    with caplog.at_level(logging.WARNING, "segshift"):
+        (found,) = matched(place, made).values()
+    assert [point.name for point in found.points] == ["road", "sky"]
+    assert [point.column for point in found.points] == [0, 2]
+    assert "a.jpg: 1 points are left out: on the image's 64x48 pixels" in caplog.text
+    with pytest.raises(UserError, match="another class"):
+        matched(place, replace(label("a.jpg", None, (1, 3, "road"), (1, 3, "sky")), size=big))
+
+
+def test_long_names_do_not_fill_the_screen(place: Place) -> None:
+    with pytest.raises(UserError) as told:
+        matched(place, label("a.jpg", ("x" * 5000,)))
+    assert "x" * 39 + "…" in str(told.value)
+    assert len(str(told.value)) < 400
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [

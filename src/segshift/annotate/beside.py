@@ -6,6 +6,7 @@ image, suggestions that were dismissed, and computed suggestions.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -32,7 +33,10 @@ class Beside:
     """
 
     def __init__(self, out: Path) -> None:
-        self.folder = make_folder(out.with_name(out.name + ".annotate"))
+        try:
+            self.folder = make_folder(out.with_name(out.name + ".annotate"))
+        except UserError as error:
+            raise UserError(f"--out {out}: {error.found}", error.wanted, error.remedy) from error
         self._times = self.folder / "times.jsonl"
         self._dismissed = self.folder / "dismissed.json"
         try:
@@ -53,7 +57,11 @@ class Beside:
         self._read_times()
 
     def close(self) -> None:
-        """Let another server use the folder."""
+        """Let another server use the folder; a start that came to nothing leaves none behind."""
+        with contextlib.suppress(OSError):
+            if os.listdir(self.folder) == ["lock"]:
+                (self.folder / "lock").unlink()
+                self.folder.rmdir()
         os.close(self._lock)
 
     def token(self) -> str:

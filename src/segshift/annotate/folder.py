@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from segshift.data.domains import Item
-from segshift.data.images import IMAGE_SUFFIXES
-from segshift.data.layouts import LABEL_FOLDERS, LAYOUTS
-from segshift.data.listing import Where, walk
-from segshift.errors import UserError, nearest
+from segshift.data.domains import Item, open_images
+from segshift.errors import UserError
+from segshift.weak.label import check_image
 from segshift.weak.matching import listed
 
 log = logging.getLogger("segshift")
@@ -58,33 +56,20 @@ class Folder:
 
 
 def open_folder(root: Path) -> Folder:
-    """List the images below a folder, or below its `images` (also `imgs`, `image`, `rgb`) as a domain would.
+    """List the images of a folder (see `segshift.data.domains.open_images`).
 
-    Links that lead out of `root`, and names that are no text, are left out with a warning.
+    Links that lead out of `root`, and names that a label cannot hold, are left out with a warning.
 
     Raises:
         UserError: there is no such folder, it cannot be read, or no image is in it.
     """
     root = root.expanduser()
-    if not root.is_dir():
-        if root.exists():
-            raise UserError(f"--images {root} is a file", "a folder of images", f"--images {root.parent}")
-        near = (path.name for path in root.absolute().parent.glob("*") if path.is_dir())
-        raise UserError(f"--images {root} does not exist", "a folder of images", nearest(root.name, near))
-    layout = LAYOUTS["folders"]
-    below = next(folder for name in layout.images if (folder := root / name).is_dir())
-    if not walk(below, IMAGE_SUFFIXES, LABEL_FOLDERS):
-        raise UserError(
-            f"--images {root}: no image in {below}",
-            f"files of type {', '.join(sorted(IMAGE_SUFFIXES))}",
-            "name the folder that holds the images; its sub-folders are searched too",
-        )
-    found = Where(root, None, "images", layout).images(below)
+    items = open_images(root)
     home = root.resolve()
-    items = {path.relative_to(below).as_posix(): Item(key, path) for key, path in found.items()}
     outside = sorted(name for name, item in items.items() if not item.image.resolve().is_relative_to(home))
-    nameless = sorted(name for name in items if not _is_text(name))
-    for names, why in ((outside, "are links that lead out of the folder"), (nameless, "have names that are no text")):
+    nameless = sorted(name for name in items if not _can_be_labelled(name))
+    out, odd = "are links that lead out of the folder", "have names that are no text, or hold a backslash or a drive"
+    for names, why in ((outside, out), (nameless, odd)):
         if names:
             shown = [name.encode("ascii", "backslashreplace").decode() for name in names]
             log.warning("left out %d images that %s: %s", len(names), why, listed(shown))
@@ -99,10 +84,12 @@ def open_folder(root: Path) -> Folder:
     return Folder(home, kept)
 
 
-def _is_text(name: str) -> bool:
-    """Whether a name can be written in JSON and in a link; names of files may hold bytes that are no text."""
+def _can_be_labelled(name: str) -> bool:
+    """Whether a name can be written in JSON and in a link (names of files may hold bytes that are no text), and a label
+    may have it."""
     try:
         name.encode()
-    except UnicodeEncodeError:
+        check_image(name, "")
+    except (UnicodeEncodeError, UserError):
         return False
     return True

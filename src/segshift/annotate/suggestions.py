@@ -189,6 +189,9 @@ class Suggestions:
 
 
 def fingerprint(file: Path) -> str:
-    """What changes with an image's file: length and time."""
-    about = os.stat(file)
+    """What changes with an image's file: length and time; empty for one that is gone, of which nothing is known."""
+    try:
+        about = os.stat(file)
+    except OSError:
+        return ""
     return f"{about.st_size}-{about.st_mtime_ns}"

@@ -18,7 +18,7 @@ from segshift.annotate.operations import Action, State, apply, state_of
 from segshift.annotate.pictures import Header, header
 from segshift.errors import UserError
 from segshift.types import ClassSet
-from segshift.weak.label import WeakLabel, encode
+from segshift.weak.label import WeakLabel, decode, encode
 from segshift.weak.matching import class_names, find_images, in_pixels_of, listed, misplaced, renamed
 from segshift.weak.store import WeakStore
 
@@ -149,15 +149,19 @@ class Work:
                 raise Stale
             size = self.header(action.image).size
             after = apply(before, action.ops, self.classes.names, size)
+            changes = (after.tags, after.points, after.complete) != (before.tags, before.points, before.complete)
+            # Refused here, not while it is saved: that would be tried again without end.
+            label = self._label(action.image, after, size) if changes else None
             with _on_disk():
                 self._beside.spend(action.image, action.visit, action.seconds)
-                if (after.tags, after.points, after.complete) != (before.tags, before.points, before.complete):
-                    self._save(action.image, after, size)
+                if label is not None:
+                    self._save(action.image, after, label)
                 if after.dismissed != before.dismissed:
                     changed = {**self._dismissed, action.image: list(after.dismissed)}
                     self._beside.dismiss({image: names for image, names in changed.items() if names})
                     self._dismissed = changed
-                    self._changes += 1
+                    # One action is one change: a page takes two for somebody else's.
+                    self._changes += label is None
             return after
 
     def progress(self) -> Progress:
@@ -180,16 +184,21 @@ class Work:
 
     # ---- the file
 
-    def _save(self, name: str, state: State, size: tuple[int, int]) -> None:
+    def _label(self, name: str, state: State, size: tuple[int, int]) -> WeakLabel:
+        """The label to save, once it is known that it can be read back."""
         known = self._labels.get(name)
         # Under the path that the file has for this image already, such as that of another tool's export.
         label = state.label(known.image if known else name, size).stamped(self.who)
+        decode(encode(label), f"the label of {name}")
+        return label
+
+    def _save(self, name: str, state: State, label: WeakLabel) -> None:
         self._store.append(label)
         longer = len(encode(label).encode()) + 1
-        seen = _signature(self._store.path)
-        if self._seen is not None and seen is not None and self._seen[:2] == seen[:2]:
-            # What another program has appended in between is read with the next question.
-            self._seen = seen if seen[2] == self._seen[2] + longer else self._seen
+        seen, before = _signature(self._store.path), self._seen or (0, 0, 0)
+        # What another program has appended in between is read with the next question.
+        if seen is not None and seen[2] == before[2] + longer and (self._seen is None or before[:2] == seen[:2]):
+            self._seen = seen
         self._labels[name] = label
         self._done.pop(name, None)
         self._done |= {name: state.progress} if state.progress else {}

@@ -11,12 +11,12 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field
 
 from segshift.data import listing
-from segshift.data.images import Size, load_resized, resize_nearest
+from segshift.data.images import IMAGE_SUFFIXES, Size, load_resized, resize_nearest
 from segshift.data.labels import Decoder, read_label
-from segshift.data.layouts import LAYOUTS, Layout, LayoutName
+from segshift.data.layouts import LABEL_FOLDERS, LAYOUTS, Layout, LayoutName
 from segshift.data.mapping import build_decoder
 from segshift.data.tables import LabelTable, codes_table
-from segshift.errors import UserError
+from segshift.errors import UserError, nearest
 from segshift.types import ClassSet
 
 
@@ -147,6 +147,33 @@ def _pair(
     if lonely and strict:
         raise _unpaired("label", lonely, image_folder, domain)
     return tuple(Item(name, images[name], labels[name]) for name in sorted(images))
+
+
+def open_images(root: Path) -> dict[str, Item]:
+    """The images of `--images`: those below a folder, or below its `images` (also `imgs`, `image`, `rgb`).
+
+    Returns:
+        By path below the image folder ("/" between folders, with suffix): what `open_domain` lists of plain folders.
+
+    Raises:
+        UserError: there is no such folder, it cannot be read, no image is in it, or two have one name.
+    """
+    root = root.expanduser()
+    if not root.is_dir():
+        if root.exists():
+            raise UserError(f"--images {root} is a file", "a folder of images", f"--images {root.parent}")
+        near = (path.name for path in root.absolute().parent.glob("*") if path.is_dir())
+        raise UserError(f"--images {root} does not exist", "a folder of images", nearest(root.name, near))
+    layout = LAYOUTS["folders"]
+    below = next(folder for name in layout.images if (folder := root / name).is_dir())
+    if not listing.walk(below, IMAGE_SUFFIXES, LABEL_FOLDERS):
+        raise UserError(
+            f"--images {root}: no image in {below}",
+            f"files of type {', '.join(sorted(IMAGE_SUFFIXES))}",
+            "name the folder that holds the images; its sub-folders are searched too",
+        )
+    found = listing.Where(root, None, "images", layout).images(below)
+    return {path.relative_to(below).as_posix(): Item(key, path) for key, path in found.items()}
 
 
 def open_domain(settings: DomainSettings, classes: ClassSet, *, labelled: bool, name: str) -> Domain:

@@ -55,7 +55,7 @@ def count_points(
         net.to(device)
     classes = len(domain.classes)
     numbers = {name: index for index, name in enumerate(domain.classes.names)}
-    hits = np.zeros((len(domain), classes, classes), dtype=np.int64)
+    hits: list[tuple[int, int, int, int]] = []
     areas = np.zeros((len(domain), classes), dtype=np.int64)
 
     def read(item: Item) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -69,7 +69,8 @@ def count_points(
         areas[index] = np.bincount(ids.ravel(), minlength=classes)
         label = labels.get(item.name)
         for point in label.points if label is not None else ():
-            hits[index, numbers[point.name], ids[point.row, point.column]] += 1
+            hits.append((index, numbers[point.name], int(ids[point.row, point.column]), 1))
         if progress is not None:
             progress.advance()
-    return PointCounts(domain.classes.names, tuple(item.name for item in domain.items), hits, areas)
+    names = tuple(item.name for item in domain.items)
+    return PointCounts(domain.classes.names, names, np.array(hits, dtype=np.int64), areas)

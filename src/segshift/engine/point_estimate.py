@@ -43,7 +43,8 @@ class PointCounts:
     Attributes:
         classes: K names.
         images: N names.
-        hits: (N, K, K) int64 points by clicked class (rows) and predicted class (columns); zeros for an image without.
+        hits: (M, 4) int64, each with an image's index, clicked class, predicted class, and how many points are such:
+            of all images and pairs of classes only those that there are.
         areas: (N, K) int64 pixels by predicted class.
     """
 
@@ -143,16 +144,17 @@ def estimate(counts: PointCounts, level: float = 0.95, samples: int = 1000) -> P
         ValueError: not one point, or shapes that do not fit.
     """
     number, classes = counts.areas.shape
-    if counts.hits.shape != (number, classes, classes) or classes != len(counts.classes):
+    if counts.hits.shape[1:] != (4,) or (len(counts.images), len(counts.classes)) != (number, classes):
         raise ValueError(f"hits {counts.hits.shape}, areas {counts.areas.shape} of {len(counts.classes)} classes")
-    hits = counts.hits.sum(axis=0)
+    image, true, said, many = counts.hits[counts.hits[:, 3] > 0].T
+    hits = np.bincount(true * classes + said, many, classes * classes).reshape(classes, classes).astype(np.int64)
     points = hits.sum(axis=1)
     if not points.any():
         raise ValueError("no points")
     clicked = np.flatnonzero(points)
     # Of images drawn anew, those without points vary the areas alone: that would be an interval that knows no clicks.
-    of_images = counts.hits.sum(axis=2)[:, clicked] > 0
-    pointed, alone = int((of_images.sum(axis=1) > 0).sum()), of_images.sum(axis=0) < 2
+    alone = np.bincount(np.unique(np.stack((image, true)), axis=1)[1], minlength=classes)[clicked] < 2
+    pointed = len(np.unique(image))
     rows = hits[clicked] / points[clicked, None]
     predicted = counts.areas.sum(axis=0) / counts.areas.sum()
     share, iou = _solved(rows, predicted, clicked)
@@ -323,15 +325,20 @@ def _bootstrap(
 
     A class that loses all its points in a draw keeps its row of the whole sample.
     """
-    number = len(counts.areas)
-    draws = np.random.default_rng(0).multinomial(number, [1 / number] * number, size=samples).astype(np.float64)
-    hits = np.tensordot(draws, counts.hits[:, clicked].astype(np.float64), axes=1)
-    areas = draws @ counts.areas.astype(np.float64)
-    points = hits.sum(axis=2, keepdims=True)
-    drawn = np.where(points > 0, hits / np.maximum(points, 1), rows)
-    predicted = areas / areas.sum(axis=1, keepdims=True)
-    ious = np.stack([_solved(r, p, clicked, start)[1] for r, p in zip(drawn, predicted, strict=True)])
-    return ious, np.array([_point_iou(r, clicked).mean() for r in drawn])
+    random, number, areas = np.random.default_rng(0), len(counts.areas), counts.areas.astype(np.float64)
+    image, true, said, many = counts.hits.T
+    cells = np.searchsorted(clicked, true) * areas.shape[1] + said
+    ious, point_mious = [], []
+    # A draw at a time: tables of all draws, or of all images, would be GBs with many classes.
+    for _ in range(samples):
+        draw = random.multinomial(number, [1 / number] * number)
+        hits = np.bincount(cells, many * draw[image], rows.size).reshape(rows.shape)
+        points = hits.sum(axis=1, keepdims=True)
+        drawn = np.where(points > 0, hits / np.maximum(points, 1), rows)
+        predicted = draw @ areas
+        ious.append(_solved(drawn, predicted / predicted.sum(), clicked, start)[1])
+        point_mious.append(_point_iou(drawn, clicked).mean())
+    return np.stack(ious), np.array(point_mious)
 
 
 def _interval(draws: Floats, level: float, pointed: int) -> tuple[float, float] | None:

@@ -191,12 +191,14 @@ def _layers(
     places: Sequence[tuple[int, int]], labels: Sequence[int], owner: Sequence[int], colours: Sequence[Colour]
 ) -> list[Layer]:
     """The points by turns of all classes; the first domain's, which are measured, on top."""
+    groups: dict[tuple[bool, int], list[tuple[int, int]]] = {}
+    for place, k, domain in zip(places, labels, owner, strict=True):
+        groups.setdefault((domain > 0, k), []).append(place)
     layers = []
     for other in (True, False):
         for turn in range(LAYERS):
             for k in range(len(colours)):
-                mine = [i for i, label in enumerate(labels) if label == k and (owner[i] > 0) == other]
-                some = sorted(places[i] for i in mine[turn::LAYERS])
+                some = sorted(groups.get((other, k), [])[turn::LAYERS])
                 if some:
                     layers.append(Layer(colour(colours[k]), path_of(some, other), other))
     return layers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from segshift.errors import UserError, nearest
 from segshift.weak.formats.base import Content, Entry
 from segshift.weak.label import Point, WeakLabel, check_image, moment
-from segshift.weak.matching import clashes, file_size, in_pixels_of, known_as, listed
+from segshift.weak.matching import clashes, cut, file_size, in_pixels_of, known_as, listed
 from segshift.weak.names import Images
 
 if TYPE_CHECKING:
@@ -138,16 +138,19 @@ def _names(content: Content, classes: ClassSet, class_map: Mapping[str, str]) ->
     unheard = [key for key in class_map if key != "*" and key not in used]
     if unheard:
         raise UserError(
-            f"--class-map: the file has no class {unheard[0]!r}", f"of {listed(used, 12)}", nearest(unheard[0], used)
+            f"--class-map: the file has no class {cut(unheard[0])!r}",
+            f"of {listed([cut(name) for name in used], 12)}",
+            cut(nearest(unheard[0], used), 80),
         )
     found = {name: _class(name, class_map, classes) for name in used}
     unknown = [name for name, where in used.items() if found[name] == "" and where]
     if unknown:
+        first = unknown[0] if cut(unknown[0]) == unknown[0] else "*"
         raise UserError(
             f"{content.path}: {len(unknown)} classes are not of the class list: "
-            f"{listed([f'{n!r} ({used[n]})' for n in unknown])}",
+            f"{listed([f'{cut(n)!r} ({used[n]})' for n in unknown])}",
             f"of {', '.join(classes.names)}",
-            f"add --class-map '{unknown[0]}=CLASS', or --class-map '{unknown[0]}={IGNORED}' to leave it out",
+            f"add --class-map '{first}=CLASS', or --class-map '{first}={IGNORED}' to leave it out",
         )
     return {name: target or None for name, target in found.items()}
 
@@ -163,7 +166,7 @@ def _class(name: str, class_map: Mapping[str, str], classes: ClassSet) -> str | 
     target = known_as(wanted, classes)
     if target is None:
         raise UserError(
-            f"--class-map '{name}={wanted}': {wanted!r} is no class",
+            f"--class-map '{cut(name)}={cut(wanted)}': {cut(wanted)!r} is no class",
             f"of {', '.join(classes.names)}, or {IGNORED}",
             nearest(wanted, classes.names),
         )

@@ -63,7 +63,7 @@ def match(labels: Mapping[str, WeakLabel], domain: _Domain, classes: ClassSet) -
     Returns:
         By `Item.name`: labels with class names as the class list spells them, each tag once, and where there are
         points, `size` is the image file's (w, h) and the points are in its pixels (scaled where the label was made on
-        another size of the same image).
+        another size of the same image; of two classes' points that thereby fall on one pixel, the first).
 
     Raises:
         UserError: listing the images that the domain does not have, the unknown classes, the points outside their
@@ -94,12 +94,24 @@ def match(labels: Mapping[str, WeakLabel], domain: _Domain, classes: ClassSet) -
         label = renamed(useful[image], names)
         if label.points:
             size = file_size(item.image)
-            label = in_pixels_of(label, size)
+            label = _fitted(label, size)
             outside += [f"{image} ({p.x:g}, {p.y:g})" for p in label.points if not p.inside(size)]
             clashing += [f"{image} ({p.x:g}, {p.y:g}) {p.name}" for p in clashes(label)]
         matched[item.name] = label
     _refuse_points(outside, clashing)
     return matched
+
+
+def _fitted(label: WeakLabel, size: tuple[int, int]) -> WeakLabel:
+    """`in_pixels_of`, without points that only fall on one pixel with another class's because the image is smaller."""
+    scaled = in_pixels_of(label, size)
+    merged = [] if clashes(label) else clashes(scaled)
+    if merged:
+        log.warning(
+            "%s: %d points are left out: on the image's %dx%d pixels each falls on a point of another class",
+            label.image, len(merged), *size,
+        )  # fmt: skip
+    return replace(scaled, points=tuple(point for point in scaled.points if point not in merged))
 
 
 def _refuse_points(outside: list[str], clashing: list[str]) -> None:
@@ -157,6 +169,11 @@ def known_as(name: str, classes: ClassSet) -> str | None:
     return same
 
 
+def cut(name: str, most: int = 40) -> str:
+    """A name for a message: names of other people's files may fill the screen."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def class_names(labels: Iterable[WeakLabel], classes: ClassSet) -> dict[str, str]:
     """The class list's name for every class that the labels mention (see `known_as`).
 
@@ -168,8 +185,8 @@ def class_names(labels: Iterable[WeakLabel], classes: ClassSet) -> dict[str, str
     unknown = [name for name, spelling in found.items() if spelling is None]
     if unknown:
         raise UserError(
-            f"weak labels name classes that the class list does not have: {listed(unknown)}",
-            f"of {', '.join(classes.names)}; {unknown[0]!r}: {nearest(unknown[0], classes.names)}",
+            f"weak labels name classes that the class list does not have: {listed([cut(n) for n in unknown])}",
+            f"of {', '.join(classes.names)}; {cut(unknown[0])!r}: {nearest(unknown[0], classes.names)}",
             "use the class list that the labels were made with, or import them with --class-map 'NAME=CLASS'",
         )
     return {name: spelling for name, spelling in found.items() if spelling is not None}
