@@ -11,13 +11,13 @@ COUNTS = (10, 30, 100)
 
 
 def section(miou: dict[int, float], docs: Path) -> list[str]:
-    """Heading, table and picture of the curve; nothing with fewer than two figures.
+    """Heading, table and picture of the curve; nothing with fewer than three figures.
 
     Args:
         miou: percent, by the number of images with points.
         docs: folder of the page; the picture goes below it.
     """
-    if len(miou) < 2:
+    if len(miou) < 3:
         return []
     draw(miou, docs / "images" / "weak_curve.svg")
     counts = sorted(miou)

@@ -231,8 +231,9 @@ def test_two_tabs(fresh: Page, site: Site, browser: Browser, said: list[str]) ->
     toast(other, "both changes are kept")  # at once: it goes away by itself
     settle(other)
     assert tags_of(site) == ("road", "sky")
-    fresh.locator('.class.present[data-name="sky"]').wait_for()
-    assert points_shown(fresh) == ["sky"]
+    # Tag and point are two actions, and may be heard of one by one.
+    fresh.locator('.point[data-name="sky"]').wait_for(state="attached")
+    assert (points_shown(fresh), ticked(fresh)) == (["sky"], ["road", "sky"])
     # Both at once.
     for index in (1, 2, 3):
         press_class(fresh, index)

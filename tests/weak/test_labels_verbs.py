@@ -52,9 +52,9 @@ def test_help_brings_nothing_heavy() -> None:
 
 def test_images_are_those_that_annotate_and_the_domain_list(place: Place, tmp_path: Path) -> None:
     """With a whole dataset's folder as --images, paths begin below its images, and label files are none of them."""
-    save(place.root / "labels" / "a.png")
-    file = place.put("tags.csv", "image,road\na,1\ndrive/0001.png,1\n")
-    arguments = ["--images", place.root, "--classes", place.classes, "--out", place.out]
+    save(place.root / "labels" / "drive" / "0001.png")
+    file = place.put("tags.csv", "image,classes\na.jpg,road\n0001.png,road\n")
+    arguments: list[str | Path] = ["--images", place.root, "--classes", place.classes, "--out", place.out]
     done = segshift("labels", "import", file, *arguments)
     assert done.code == 0, done
     assert set(place.store.read()) == {"a.jpg", "drive/0001.png"} <= set(open_folder(place.root).names)
