@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,10 @@ PARTS = ("losses", "ops", "methods", "nets", "data", "engine")
 install_import_hook([f"segshift.{part}" for part in PARTS], "checking.typecheck")
 
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background has all that it starts ignore Ctrl-C; programs under test shall not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -289,8 +289,9 @@ def test_only_the_corrected_distillation_rests_at_the_teacher() -> None:
 
 def test_every_loss_of_the_package_is_tested() -> None:
     functions = {name for name in losses.__all__ if callable(getattr(losses, name))}
-    assert functions <= test_losses.OF_LOGITS.keys() | CALLS.keys()
-    for module in ("adversarial", "between", "of_labels", "of_uncertainty"):
+    of_tags = {"tag_cross_entropy", "category_domain_cross_entropy"}  # in test_losses_tags.py
+    assert functions <= test_losses.OF_LOGITS.keys() | CALLS.keys() | of_tags
+    for module in ("adversarial", "between", "of_labels", "of_tags", "of_uncertainty"):
         defined = vars(getattr(losses, module))
         public = {n for n, v in defined.items() if getattr(v, "__module__", "") == f"segshift.losses.{module}"}
         assert {name for name in public if not name.startswith("_")} <= set(losses.__all__)
