@@ -3,6 +3,7 @@
     python bench/memory.py                                        # CPU, batch 1, fp32 and bf16
     python bench/memory.py --device cuda --batch 1 2              # a GPU; bar: 16 GB in bf16 at batch 2
     python bench/memory.py --crop 256 448 --whole 512 1024        # (height, width), smaller
+    python bench/memory.py --method advent --net deeplab_v2_resnet101 --option aux=true --source 720 1280
 
 Each figure is of a fresh process. Held: networks, their gradients, the optimiser's state and the batch, before the step
 (on CPU without what torch and Python take themselves). Peak: at most during the step, all of that included. On CPU by
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from segshift.engine.memory import keep_freed_memory
@@ -57,20 +59,32 @@ def available() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
+LARGE = ("full", "strong", "soft_label", "soft_full", "pseudo_label", "points")
+"""What a target batch holds by the pixel besides its image; each for methods that ask for it."""
+
+
 def batches(
-    images: int, crop: tuple[int, int], whole: tuple[int, int], classes: int, device: str
+    images: int,
+    sides: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+    classes: int,
+    device: str,
+    needs: frozenset[str] | None = None,
 ) -> tuple[Batch, Batch]:
-    """A source and a target batch: crops of (h, w) at the upper left of whole images of (h, w), their file's pixels."""
+    """A source and a target batch; sides are the (h, w) of the source's crops, of the target's, and of the whole target
+    images, whose upper left the crops are. Of what can be large the target has what is needed, all where that is None.
+    """
+    source, crop, whole = sides
 
     def picture(size: tuple[int, int]) -> Tensor:
         return torch.rand(images, 3, *size, device=device)
 
-    label = torch.randint(0, classes, (images, *crop), device=device)
+    label = torch.randint(0, classes, (images, *source), device=device)
     points = torch.empty(images, 1, *(side // 8 + 1 for side in whole), device=device)
     target = target_batch(picture(crop), points, classes)
+    target = dataclasses.replace(target, full=picture(whole))
     # What other methods ask for would be held for nothing: a soft label is K maps at full size.
-    target = dataclasses.replace(target, full=picture(whole), soft_label=None)
-    return Batch(picture(crop), label, names=("a",)), target
+    spare = {name: None for name in LARGE if needs is not None and name not in needs}
+    return Batch(picture(source), label, names=("a",)), dataclasses.replace(target, **spare)
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -80,8 +94,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     if not is_cuda and options.keep:
         keep_freed_memory()
     bare = 0 if is_cuda else resident("VmRSS")
-    net, teacher = (NETS[options.net](options.classes).to(device) for _ in range(2))
-    tiny = batches(options.batch, (TINY, TINY), (TINY, TINY), options.classes, device)
+    chosen = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in options.option)}
+    net, teacher = (NETS[options.net](options.classes, **chosen).to(device) for _ in range(2))
+    tiny = batches(options.batch, ((TINY, TINY),) * 3, options.classes, device)
     with torch.no_grad():
         depth = net(tiny[0].image).features.shape[1]
     prototypes = torch.randn(options.classes, depth, device=device), torch.ones(options.classes, dtype=torch.bool)
@@ -91,7 +106,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     del teacher
     tuned, loop = method.tuned(), Loop(10**6, 0, torch.device(device), options.precision)
     one_step(method, tuned, *tiny, 0, loop)
-    shown = batches(options.batch, options.crop, options.whole, options.classes, device)
+    sides = (options.source or options.crop, options.crop, options.whole)
+    shown = batches(options.batch, sides, options.classes, device, frozenset(method.needs))
     if is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -129,8 +145,10 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--net", default="deeplab_v2_resnet101_proda")
     parser.add_argument("--method", default="proda")
+    parser.add_argument("--option", nargs="*", default=[], help="of the network, KEY=VALUE")
     parser.add_argument("--batch", type=int, nargs="*", default=[1])
     parser.add_argument("--crop", type=int, nargs=2, default=(512, 896), help="height and width of the crops")
+    parser.add_argument("--source", type=int, nargs=2, help="the same of the source's; default: as --crop")
     parser.add_argument("--whole", type=int, nargs=2, default=(1024, 2048), help="height and width of the whole images")
     parser.add_argument("--classes", type=int, default=19)
     parser.add_argument("--precision", nargs="*", default=["fp32", "bf16"])
@@ -140,8 +158,10 @@ def main() -> int:
     if options.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         print("not measured: on CPU this needs Linux's /proc")
         return 0
-    crop, whole = ("x".join(map(str, size)) for size in (options.crop, options.whole))
-    print(f"torch {torch.__version__}, {options.net}, {options.method}, crops {crop}, whole images {whole}, GiB")
+    sides = (options.source or options.crop, options.crop, options.whole)
+    source, crop, whole = ("x".join(map(str, size)) for size in sides)
+    net = ", ".join([options.net, *options.option, options.method])
+    print(f"torch {torch.__version__}, {net}, source {source}, target {crop}, whole images {whole}, GiB")
     passed = True
     for batch in options.batch:
         for precision in options.precision:

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import own_figures
+import selection
 import weak_curve
 from segshift import recipes
 from segshift.weak.store import WeakStore
@@ -83,9 +85,24 @@ ROWS = [
     Row("proda stage 1", (), "warm-up, then 300 steps on denoised labels", of=("proda", "denoise"), control=TWO),
     Row("proda", ("--method", "proda"), "stage 1, then 500 steps of distillation", control="source_control_1300"),
     Row("proda_ablation", ("--recipe", "cpu/proda_ablation"), "ProDA with more and more of its parts", alone=True),
-    Row("weak_pseudo", (*WEAK, "--set", "weak_labels.mode=pseudo"), "source_only, then tags that the network guesses"),
-    Row("weak_tags", (*WEAK, "--set", "weak_labels.mode=tags"), "source_only, then tags of all target images"),
-    Row("weak_points", (*WEAK, "--set", "weak_labels.mode=points"), "source_only, then one point a class and image"),
+    Row(
+        "weak_pseudo",
+        (*WEAK, "--set", "weak_labels.mode=pseudo"),
+        "adaptsegnet, then 500 steps with tags that the network guesses",
+        control=TWO,
+    ),
+    Row(
+        "weak_tags",
+        (*WEAK, "--set", "weak_labels.mode=tags"),
+        "adaptsegnet, then 500 steps with tags of all target images",
+        control=TWO,
+    ),
+    Row(
+        "weak_points",
+        (*WEAK, "--set", "weak_labels.mode=points"),
+        "adaptsegnet, then 500 steps with one point a class and image",
+        control=TWO,
+    ),
     *[
         Row(
             f"weak_points_{count}",
@@ -324,6 +341,7 @@ def write_page(options: argparse.Namespace) -> None:
         "",
         *ablation_section(runs, options.seeds),
         *weak_curve.section(curve_points(runs, options.seeds[0], options.data), ROOT / "docs"),
+        *selection.section(runs.parent / "select"),
         f"Machine: {machine.get('processor', platform.processor())}, {machine.get('cores', os.cpu_count())} cores,"
         f" torch {versions.get('torch', '?')}, segshift {versions.get('segshift', '?')}.",
         "",
@@ -358,6 +376,7 @@ def main() -> None:
             if row.name in options.methods and not options.write_only:
                 run_row(row, options, seed)
     write_page(options)
+    own_figures.main()
 
 
 if __name__ == "__main__":

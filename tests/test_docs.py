@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
 import inspect
 import itertools
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -18,11 +15,9 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-import segshift
 from segshift import api, cli, recipes
-from segshift.config import RunSettings, StageSettings, read_yaml, validated
+from segshift.config import RunSettings, StageSettings, validated
 from segshift.data import layouts
-from segshift.data.classes import read_classes
 from segshift.data.domains import DomainSettings
 from segshift.engine.inference import Options
 from segshift.engine.labelling import LabelSettings
@@ -177,50 +172,6 @@ def builder_defaults(builder: Callable[..., Any]) -> dict[str, Any]:
     """Options of a network's builder with their defaults."""
     parameters = inspect.signature(builder).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-
-
-# ---- settings in YAML, JSON and Python
-
-
-@every_page
-def test_yaml_blocks_are_valid(page: Path, tmp_path: Path) -> None:
-    for block in blocks(page, "yaml", "yml"):
-        path = tmp_path / "block.yaml"
-        path.write_text(block, encoding="utf-8")
-        content = read_yaml(path)
-        if isinstance(content.get("classes"), list):
-            assert len(read_classes(path)) > 0
-        elif set(content) <= set(DomainSettings.model_fields):
-            validated(DomainSettings, {"root": "data", **content}, page.name)
-        else:
-            settings = validated(RunSettings, content, page.name)
-            for stage in settings.stages:
-                stage_settings(stage)
-            inspect.signature(NETS[settings.net.name]).bind(19, **settings.net.options)
-            assert settings.net.layout is None or settings.net.layout in weights.LAYOUTS
-
-
-@every_page
-def test_json_blocks_are_valid(page: Path, tmp_path: Path) -> None:
-    for line in "".join(blocks(page, "json", "jsonl")).splitlines():
-        if "classes" in json.loads(line):
-            path = tmp_path / "classes.json"
-            path.write_text(line, encoding="utf-8")
-            assert len(read_classes(path)) > 0
-
-
-@every_page
-def test_python_blocks_use_what_there_is(page: Path) -> None:
-    for block in blocks(page, "python"):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("segshift"):
-                module = importlib.import_module(str(node.module))
-                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
-            if isinstance(node, ast.Call) and (name := re.fullmatch(r"segshift\.(\w+)", ast.unparse(node.func))):
-                called: Callable[..., Any] = getattr(segshift, name[1])
-                keywords = {keyword.arg for keyword in node.keywords}
-                known = set(inspect.signature(called).parameters) | set(inspect.signature(api.compose).parameters)
-                assert keywords <= known, ast.unparse(node)
 
 
 # ---- tables of settings

@@ -71,11 +71,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "100"}
 
 
-def spawn(*args: str | Path, cwd: Path | None = None) -> Outcome:
+def spawn(*args: str | Path, cwd: Path | None = None, timeout: float = 120) -> Outcome:
     """Run the command in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "segshift", *map(str, args)],
-        capture_output=True, text=True, timeout=120, cwd=cwd, env=environment(), check=False,
+        capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment(), check=False,
     )  # fmt: skip
     return Outcome(done.returncode, done.stdout, done.stderr)
 

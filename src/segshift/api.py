@@ -122,7 +122,7 @@ def compose(
 def _without_control(settings: RunSettings) -> RunSettings:
     """The same run with no control in the comparison, and without its training where nothing needs it."""
     needed = {stage.init for stage in settings.stages} | {stage.name for stage in settings.stages[-1:]}
-    needed |= {row.stage for row in settings.ablation}
+    needed |= {row.stage for row in settings.ablation} | set(settings.average)
     stages = tuple(s for s in settings.stages if s.name != settings.control or s.name in needed)
     return settings.model_copy(update={"control": None, "stages": stages})
 
@@ -352,7 +352,8 @@ def features(
         run: the folder of a finished run.
         embed: pca, tsne (extra `embed`) or umap (extra `umap`).
         stages: names of training stages; None: those on the way to the result, and the control, four at most.
-        domains: of val, target and source, the first one is measured; None: `val`, or `target` where the run has none.
+        domains: of val, target and source, the first one is measured; None: `val`, or `target` where the run has none,
+            and `source` where its folder is still there.
 
     Returns:
         The content of features.json, see `segshift.feature_pictures.draw_features`.

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segshift import __version__, labels_cli
+from segshift import __version__, evaluate_cli, labels_cli, recipes_cli, select_cli
 from segshift.errors import Interrupted, UserError, gist
 
 app = typer.Typer(
@@ -29,14 +29,10 @@ Config = Annotated[Path | None, typer.Argument(help="settings (YAML), such as an
 Source = Annotated[Path | None, typer.Option(help="folder of the labelled source domain")]
 Target = Annotated[Path | None, typer.Option(help="folder of the target domain; only its images are read")]
 Val = Annotated[Path | None, typer.Option(help="labelled part of the target domain, for evaluation only")]
-Classes = Annotated[Path | None, typer.Option(help="class list: YAML, JSON, or a name a line")]
+Classes = Annotated[Path | None, typer.Option(help="class list: YAML, JSON, a name a line, or cityscapes_19")]
 Data = Annotated[Path | None, typer.Option(help="YAML that says where the data lies: classes, source, target, val")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over any setting, such as advent.steps=500")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
-With = Annotated[list[Path] | None, typer.Option("--with", help="further run whose logits are averaged with the first")]
-Flip = Annotated[bool, typer.Option("--flip", help="average with the mirrored image")]
-Scales = Annotated[str | None, typer.Option(help="test at several scales, such as 0.75,1,1.25")]
-Window = Annotated[str | None, typer.Option(help="sliding window of WIDTHxHEIGHT pixels")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -113,10 +109,15 @@ def adapt(
         str | None, typer.Option(help="such as advent, cbst or tpld; `segshift recipes` lists them")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="what to do; `segshift recipes` lists them")] = None,
-    out: Annotated[Path, typer.Option(help="the run's folder; the same command again resumes")] = Path("runs/run"),
+    out: Annotated[
+        Path | None, typer.Option(help="the run's folder; the same command again resumes", show_default="runs/run")
+    ] = None,
     sets: Sets = None,
     control: Annotated[bool, typer.Option(help="train the source-only control too, and compare with it")] = True,
     device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="3 small steps of every stage, also without data; kept if --out is given")
+    ] = False,
 ) -> None:
     """Train on the source, adapt, compare with a source-only control, and report. The same command again resumes."""
     from segshift import api
@@ -135,7 +136,13 @@ def adapt(
         "set": sets or [],
         "control": control,
     }
-    _adapt(api, out, config, settings, device)
+    if dry_run:
+        from segshift.dry_run import dry_run as rehearse
+
+        *stages, _ = rehearse(out, config, device=device, say=typer.echo, **settings)
+        typer.echo(f"dry run passed: {len(stages)} stages")
+        return
+    _adapt(api, out or Path("runs/run"), config, settings, device)
 
 
 def _adapt(api: Any, out: Path, config: Path | None, settings: dict[str, Any], device: str) -> None:
@@ -145,59 +152,7 @@ def _adapt(api: Any, out: Path, config: Path | None, settings: dict[str, Any], d
     typer.echo(f"report: {result.report.resolve()}")
 
 
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="a run, one of its stages, or a model's folder")],
-    domain: Annotated[
-        Path | None,
-        typer.Option(help="folder, or YAML that declares one; default: the run's val, with --points its target"),
-    ] = None,
-    classes: Classes = None,
-    points: Annotated[
-        Path | None, typer.Option(help="file of weak labels: estimate from its points, without masks")
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="with --points: another run, whose estimate this one's is compared with")
-    ] = None,
-    others: With = None,
-    flip: Flip = False,
-    scales: Scales = None,
-    window: Window = None,
-    out: Annotated[Path | None, typer.Option(help="folder for metrics.json, .csv and .md, or points.json")] = None,
-    device: Device = "auto",
-) -> None:
-    """Measure a model on labelled images, at the labels' full size; or estimate how good it is from clicked points."""
-    from segshift import api
-    from segshift.artefacts.store import make_folder, write_json, write_text
-    from segshift.config import read_yaml
-    from segshift.engine.point_estimate import compared
-
-    declared = read_yaml(domain) if domain and domain.suffix.lower() in (".yaml", ".yml") else domain
-    options = _options(flip, scales, window)
-    if points is not None or against is not None:
-        if points is None or classes is not None:
-            raise UserError(
-                "--against without --points" if points is None else "--classes with --points",
-                "--against compares estimates from --points; classes are the model's",
-                "leave it out" if points is not None else "add --points weak.jsonl",
-            )
-        own = api.evaluate_points(run, points, declared, others=others or [], options=options, device=device)
-        text, content = own.table(), own.to_dict()
-        if against is not None:
-            other = api.evaluate_points(against, points, declared, options=options, device=device)
-            text, content = compared(own, other, (str(run), str(against)))
-        if out is not None:
-            write_json(make_folder(out) / "points.json", content)
-        typer.echo(text, nl=False)
-        return
-    metrics = api.evaluate(run, declared, classes=classes, others=others or [], options=options, device=device)
-    rows = f"{metrics.markdown_header()}\n{metrics.markdown_row(run.resolve().name)}\n"
-    if out is not None:
-        make_folder(out)
-        write_json(out / "metrics.json", metrics.to_dict())
-        write_text(out / "metrics.csv", metrics.to_csv())
-        write_text(out / "metrics.md", rows)
-    typer.echo(rows, nl=False)
+app.command()(evaluate_cli.evaluate)
 
 
 @app.command()
@@ -205,16 +160,16 @@ def predict(
     run: Annotated[Path, typer.Argument(help="a run, one of its stages, or a model's folder")],
     images: Annotated[Path, typer.Argument(help="folder of images, searched with its sub-folders")],
     out: Annotated[Path, typer.Option(help="folder for ids/, overlay/ and confidence/")] = Path("predictions"),
-    others: With = None,
-    flip: Flip = False,
-    scales: Scales = None,
-    window: Window = None,
+    others: evaluate_cli.Others = None,
+    flip: evaluate_cli.Flip = False,
+    scales: evaluate_cli.Scales = None,
+    window: evaluate_cli.Window = None,
     device: Device = "auto",
 ) -> None:
     """Segment a folder of images: class ids (PNG), overlay and confidence. The same command again goes on."""
     from segshift import api
 
-    options = _options(flip, scales, window)
+    options = evaluate_cli.chosen_options(flip, scales, window)
     done = api.predict(run, images, out, others=others or [], options=options, device=device)
     typer.echo(f"{done.written} images segmented, {done.skipped} were finished before: {out.resolve()}")
 
@@ -250,7 +205,7 @@ def features(
         str | None, typer.Option(help="stages by commas; default: those on the way to the result, four at most")
     ] = None,
     domain: Annotated[
-        str | None, typer.Option(help="val, target or source; val,source draws both; default: val if there is one")
+        str | None, typer.Option(help="val, target or source, by commas; default: val (else target), and source")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -286,37 +241,8 @@ def compare(
     typer.echo(compare_runs(runs, out))
 
 
-@app.command()
-def recipes(
-    show: Annotated[str | None, typer.Argument(help="name of a recipe, to print its YAML")] = None,
-) -> None:
-    """List the recipes, or print one."""
-    from segshift import recipes as known
-
-    if show is not None:
-        typer.echo(known.text(show), nl=False)
-        return
-    names = known.names()
-    for name in names:
-        typer.echo(f"{name:<{max(map(len, names))}}  {known.read(name).get('about', '')}")
-
-
-def _options(flip: bool, scales: str | None, window: str | None) -> Any:
-    """Test-time options given on the command line, or None where none is."""
-    from segshift.config import validated
-    from segshift.engine.inference import Options
-
-    content: dict[str, Any] = {"flip": True} if flip else {}
-    try:
-        if scales is not None:
-            content["scales"] = tuple(float(scale) for scale in scales.split(","))
-        if window is not None:
-            content["window"] = tuple(int(side) for side in window.lower().split("x"))
-    except ValueError as error:
-        raise UserError(
-            f"--scales {scales} --window {window}: {error}", "numbers, as in --scales 0.75,1,1.25 --window 512x512"
-        ) from error
-    return validated(Options, content, "options") if content else None
+app.command()(recipes_cli.recipes)
+app.command()(select_cli.select)
 
 
 def main() -> None:

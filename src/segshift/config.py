@@ -117,6 +117,7 @@ class StageSettings(_Settings):
     weak_images: int | None = Field(
         None, ge=0, description="learn from the weak labels of so many images only, a seeded choice; None: of all"
     )
+    batch_size: int | None = Field(None, gt=0, description="instead of the run's, in this stage")
     source_augment: AugmentSettings | None = Field(None, description="instead of the run's, in this stage")
     target_augment: AugmentSettings | None = Field(None, description="instead of the run's, in this stage")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the method, or of the labels")
@@ -145,7 +146,7 @@ class StageSettings(_Settings):
         return {kind: name for kind, name in taken.items() if name is not None}
 
 
-_OF_TRAINING = ("steps", "net", "weak_images", "source_augment", "target_augment")
+_OF_TRAINING = ("steps", "net", "weak_images", "batch_size", "source_augment", "target_augment")
 """Settings that a stage which produces has no use for, besides those of `TAKES`."""
 
 TAKES = {"labels": "pseudo_labels", "soft_labels": "soft_labels", "prototypes": "prototypes", "teacher": None}
@@ -190,6 +191,7 @@ class RunSettings(_Settings):
     ablation: tuple[AblationRow, ...] = Field(
         (), description="stages to measure and to compare row by row; the first is what all others are compared with"
     )
+    average: tuple[str, ...] = Field((), description="training stages to measure as one model too, logits averaged")
     evaluation: Options = Options()
 
     batch_size: int = Field(4, gt=0, description="images of each domain in a step")
@@ -234,6 +236,9 @@ class RunSettings(_Settings):
             made |= {stage.name: stage.produce} if stage.produce else {}
         if self.control is not None and self.control not in [name for name in seen if name not in made]:
             raise ValueError(f"control {self.control!r} is no training stage; {nearest(self.control, seen)}")
+        for name in self.average:
+            if name not in seen or name in made:
+                raise ValueError(f"average: {name!r} is no training stage; {nearest(name, seen)}")
         if seen and seen[-1] in made:
             raise ValueError(f"the last stage, {seen[-1]!r}, makes {made[seen[-1]]}; a training stage must follow")
         return self

@@ -17,7 +17,7 @@ from segshift.config import RunSettings
 from segshift.data.classes import read_classes
 from segshift.data.domains import Domain, open_domain
 from segshift.data.statistics import spread
-from segshift.engine.embed import EMBEDDINGS, Map, check_embedding, heart, turned
+from segshift.engine.embed import EMBEDDINGS, Map, check_embedding, heart, pca_together, turned
 from segshift.engine.features import FEWEST, Points, choose_points, compactness, domain_gap, features_at, ids_on_grid
 from segshift.engine.model import load_model
 from segshift.engine.pipeline import fingerprint
@@ -28,11 +28,11 @@ from segshift.setup import digest, stage_chain, stage_folder
 from segshift.types import ClassSet
 
 FILE = "features.json"
-VERSION = 1
+VERSION = 2
 """Of the way in which a picture is made: with another one, older pictures do not hold."""
 
-IMAGES, POINTS = 40, 2000
-"""Images of each domain, and points in all, that a picture shows at most."""
+IMAGES, POINTS = (40, 20), (2000, 1000)
+"""Images and points that a picture shows at most: of the first domain, which is measured, and of each other one."""
 
 STAGES = 4
 """Stages side by side that are chosen by themselves, at most."""
@@ -50,7 +50,8 @@ class Asked:
     Attributes:
         embed: pca, tsne or umap.
         stages: names of training stages; None: `default_stages`.
-        domains: of `DOMAINS`, one or more; the first is measured. None: `val`, or `target` where the run has no `val`.
+        domains: of `DOMAINS`, one or more; the first is measured. None: `val`, or `target` where the run has no `val`,
+            and `source` where its folder is still there.
     """
 
     embed: str = "pca"
@@ -112,7 +113,7 @@ def draw_features(root: Path, settings: RunSettings, asked: Asked, device: torch
     Returns:
         Its content: `domains` shown, `domain` (its index, of each point) and `stages`, each with name, `compactness`
         (None where it cannot be said), `by_class`, `nearest`, `gap` between the first two domains, `explained` share of
-        the variance, and of each point `class`, `x` and `y`.
+        the variance, `same_axes` (and scale) as the first one, and of each point `class`, `x` and `y`.
 
     Raises:
         UserError: a stage, a domain or a package is not there, or a file cannot be used.
@@ -122,7 +123,7 @@ def draw_features(root: Path, settings: RunSettings, asked: Asked, device: torch
     if (held := _held(root, wanted)) is not None:
         return held
     domains, names = _domains(settings, asked), _stages(settings, asked)
-    parts = [_part(root, settings, domain, names[-1], device, POINTS // len(domains)) for domain in domains]
+    parts = [_part(root, settings, domain, names[-1], device, place > 0) for place, domain in enumerate(domains)]
     with track("features", len(names) * sum(part.images for part in parts)) as bar:
         stages = _entries(root, settings, asked.embed, names, parts, device, bar)
     classes = domains[0].classes
@@ -169,7 +170,7 @@ def _stages(settings: RunSettings, asked: Asked) -> tuple[str, ...]:
 def _domains(settings: RunSettings, asked: Asked) -> list[Domain]:
     """The domains to show. The labels of `target` are not looked at."""
     declared = {name: getattr(settings, name) for name in DOMAINS}
-    names = asked.domains or (("val",) if settings.val is not None else ("target",))
+    names = asked.domains or _default_domains(settings)
     if settings.classes is None:
         raise UserError("run.yaml names no class list", remedy="name the folder of a run that adapt made")
     for name in names:
@@ -178,6 +179,14 @@ def _domains(settings: RunSettings, asked: Asked) -> list[Domain]:
             raise UserError(f"--domain: this run has no domain {name!r}; {nearest(name, known)}")
     classes = read_classes(settings.classes)
     return [open_domain(declared[name], classes, labelled=name != "target", name=name) for name in dict.fromkeys(names)]
+
+
+def _default_domains(settings: RunSettings) -> tuple[str, ...]:
+    """The target's labelled part or, without one, the target; and the source where it is still at hand."""
+    names = ["val" if settings.val is not None else "target"]
+    if settings.source is not None and settings.source.root.expanduser().exists():
+        names.append("source")
+    return tuple(names)
 
 
 def _size(settings: RunSettings, domain: Domain) -> tuple[int, int]:
@@ -240,12 +249,12 @@ def _answers(root: Path, settings: RunSettings, stage: str, classes: ClassSet, d
     return Answers(model.net, device, settings.precision)
 
 
-def _part(root: Path, settings: RunSettings, domain: Domain, last: str, device: torch.device, budget: int) -> _Part:
+def _part(root: Path, settings: RunSettings, domain: Domain, last: str, device: torch.device, other: bool) -> _Part:
     """The points of a domain to show; without labels, chosen by what the network of the last stage says."""
-    size, images = _size(settings, domain), spread(len(domain), IMAGES)
+    size, images = _size(settings, domain), spread(len(domain), IMAGES[other])
     answers = _answers(root, settings, last, domain.classes, device)
     ids = ids_on_grid(answers, domain, images, size, settings.workers)
-    points = choose_points(ids, images, len(domain.classes), budget)
+    points = choose_points(ids, images, len(domain.classes), POINTS[other])
     if not len(points):
         raise UserError(
             f"domain {domain.name!r}: no class has {FEWEST} points on the network's grid in {len(images)} images",
@@ -264,19 +273,23 @@ def _entries(
     device: torch.device,
     bar: Bar,
 ) -> list[dict[str, Any]]:
-    """The map of each stage, turned to lie like the one before it."""
-    classes, entries, like = parts[0].domain.classes, [], None
+    """The map and the figures of each stage."""
+    classes = parts[0].domain.classes
+    found: list[list[np.ndarray]] = []
+    labels: list[list[np.ndarray]] = []
     for name in names:
         answers = _answers(root, settings, name, classes, device)
-        features, labels = [], []
-        for part in parts:
-            found, said = features_at(answers, part.domain, part.points, part.size, settings.workers, bar)
-            features.append(found)
-            labels.append(part.points.label if part.domain.labelled else said)
-        made = EMBEDDINGS[embed](np.concatenate(features))
-        like = made.places if like is None else turned(made.places, like)
-        measured = compactness(features[0], labels[0], len(classes))
-        gap = domain_gap(features[0], labels[0], features[1], labels[1], len(classes)) if len(parts) > 1 else None
+        asked = [features_at(answers, p.domain, p.points, p.size, settings.workers, bar) for p in parts]
+        found.append([features for features, _ in asked])
+        labels.append(
+            [p.points.label if p.domain.labelled else said for p, (_, said) in zip(parts, asked, strict=True)]
+        )
+    maps, alike = _maps(settings, embed, names, [np.concatenate(features) for features in found])
+    frame = _frame(np.concatenate([made.places for made, same in zip(maps, alike, strict=True) if same]))
+    entries = []
+    for name, features, known, made, same in zip(names, found, labels, maps, alike, strict=True):
+        measured = compactness(features[0], known[0], len(classes))
+        gap = domain_gap(features[0], known[0], features[1], known[1], len(classes)) if len(parts) > 1 else None
         entries.append(
             {
                 "name": name,
@@ -284,15 +297,53 @@ def _entries(
                 "by_class": list(measured.by_class),
                 "nearest": measured.nearest,
                 "gap": gap,
-                **_places(Map(like, made.explained), np.concatenate(labels), len(labels[0])),
+                "same_axes": same,
+                **_places(made, frame if same else _frame(made.places), np.concatenate(known), len(known[0])),
             }
         )
     return entries
 
 
-def _places(made: Map, labels: Int64[np.ndarray, " N"], first: int) -> dict[str, Any]:
+def _maps(
+    settings: RunSettings, embed: str, names: tuple[str, ...], features: list[np.ndarray]
+) -> tuple[list[Map], list[bool]]:
+    """The map of each stage, and whether it has the axes and the scale of the first one.
+
+    Stages that come of one network have the same dimensions of features, so PCA can share its axes. What started
+    elsewhere, and t-SNE and UMAP, whose axes mean nothing, are turned to lie like the map before them.
+    """
+    first = _origin(settings, names[0])
+    alike = [
+        embed == "pca" and _origin(settings, name) == first and values.shape[1] == features[0].shape[1]
+        for name, values in zip(names, features, strict=True)
+    ]
+    alike[0] = True
+    if embed == "pca":
+        together = iter(pca_together([values for values, same in zip(features, alike, strict=True) if same]))
+    maps: list[Map] = []
+    for values, same in zip(features, alike, strict=True):
+        made = next(together) if embed == "pca" and same else EMBEDDINGS[embed](values)
+        if maps and not same:
+            made = Map(turned(made.places, maps[-1].places), made.explained)
+        maps.append(made)
+    return maps, alike
+
+
+def _origin(settings: RunSettings, name: str) -> str:
+    """The stage whose network a stage's own comes of, by `init` alone; its own name where it started afresh."""
+    init = {stage.name: stage.init for stage in settings.stages}
+    while (before := init[name]) is not None:
+        name = before
+    return name
+
+
+Frame = tuple[Float[np.ndarray, " 2"], float]
+"""Middle and side of the square of the plane that a map shows."""
+
+
+def _places(made: Map, frame: Frame, labels: Int64[np.ndarray, " N"], first: int) -> dict[str, Any]:
     """Class and place of each point; `hearts`: [class, x, y], where the classes of the first domain lie densest."""
-    places = fitted(made.places)
+    places = fitted(made.places, frame)
     main = labels[:first]
     known = [int(k) for k in np.unique(main) if (main == k).sum() >= FEWEST]
     hearts = [[k, *map(int, heart(places[:first][main == k].astype(np.float64)))] for k in known]
@@ -305,13 +356,20 @@ def _places(made: Map, labels: Int64[np.ndarray, " N"], first: int) -> dict[str,
     }
 
 
-def fitted(places: Float[np.ndarray, "N 2"]) -> Int64[np.ndarray, "N 2"]:
-    """Places in whole units of a square of `UNITS`, at one scale for both axes.
-
-    The outermost four of a thousand points of each axis would shrink all others: they are moved to the edge.
-    """
+def _frame(places: Float[np.ndarray, "N 2"]) -> Frame:
+    """Of points: one scale for both axes. The outermost four of a thousand of each axis would shrink all others."""
     low, high = np.percentile(places, [0.2, 99.8], axis=0)
-    side = max(float((high - low).max()), np.finfo(np.float64).tiny)
-    units = ((places - (low + high) / 2) / side * 0.94 + 0.5) * UNITS
+    return (low + high) / 2, max(float((high - low).max()), float(np.finfo(np.float64).tiny))
+
+
+def fitted(places: Float[np.ndarray, "N 2"], frame: Frame | None = None) -> Int64[np.ndarray, "N 2"]:
+    """Places in whole units of a square of `UNITS`; those that lie outside are moved to the edge.
+
+    Args:
+        places: (N, 2) in the plane.
+        frame: what the square shows; None: these points without their outermost ones.
+    """
+    middle, side = frame or _frame(places)
+    units = ((places - middle) / side * 0.94 + 0.5) * UNITS
     whole: Int64[np.ndarray, "N 2"] = np.clip(np.rint(units), 0, UNITS).astype(np.int64)
     return whole

@@ -19,7 +19,7 @@ import torch
 
 import segshift
 from segshift.artefacts.store import read_json, write_json, write_text
-from segshift.engine.metrics import Metrics, gain_interval
+from segshift.engine.metrics import Metrics, class_gain_intervals, gain_interval
 from segshift.engine.panels import choose_and_write_panels
 from segshift.engine.pipeline import fingerprint
 from segshift.engine.progress import track
@@ -28,7 +28,7 @@ from segshift.feature_pictures import keep_features
 from segshift.report import build_report
 from segshift.rounds import tell_of_labels
 from segshift.run import Run
-from segshift.setup import digest
+from segshift.setup import digest, stage_chain
 from segshift.tagging import tell_of_tags
 
 CLEAR_GAIN = 0.005
@@ -40,14 +40,16 @@ class Measured:
     """What evaluation.json keeps.
 
     Attributes:
-        models: metrics by stage.
+        models: metrics by stage, and those of the average ("advent + minent") where the settings have one.
         interval: of the gain of the adapted model over the control, where there is one.
         steps: of the gain of every row of the ablation over the row above it; None for the first.
+        by_class: of the gain of each class, as `interval`; None where it was not measured.
     """
 
     models: dict[str, Metrics]
     interval: list[float] | None
     steps: list[list[float] | None]
+    by_class: list[list[float] | None] | None = None
 
 
 def finish(run: Run) -> dict[str, Any] | None:
@@ -94,11 +96,14 @@ def _measured(run: Run) -> Measured:
     assert run.domains.val is not None
     stages = [read_json(run.folder(name) / "stage.json")["fingerprint"] for name in run.compared]
     rows = [row.stage for row in run.settings.ablation]
+    average = run.settings.average
+    wholes = {name: [name] for name in run.compared} | ({" + ".join(average): list(average)} if average else {})
     decisive = {
         "val": digest(run.domains.val),
         "options": run.settings.evaluation.model_dump(mode="json"),
         "size": run.size,
         **({"ablation": rows} if rows else {}),
+        **({"average": average} if average else {}),
     }
     wanted = fingerprint(decisive, "/".join(stages))
     path = run.root / "evaluation.json"
@@ -106,25 +111,35 @@ def _measured(run: Run) -> Measured:
     with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
         known = read_json(path)
         if known["fingerprint"] == wanted:
-            models = {name: Metrics.from_dict(known["models"][name]) for name in run.compared}
-            return Measured(models, known["interval"], [known["ablation"][place] for place in range(len(rows))])
+            models = {name: Metrics.from_dict(known["models"][name]) for name in wholes}
+            steps = [known["ablation"][place] for place in range(len(rows))]
+            return Measured(models, known["interval"], steps, known.get("by_class"))
     models = {}
-    with track("evaluate", len(stages) * len(run.domains.val)) as bar:
-        for name in run.compared:
-            models[name] = run.measure([run.predictor(name)], run.domains.val, progress=bar)
-    interval = _interval(models.get(run.settings.control or ""), models[run.adapted])
+    # Networks of an average are looked at one after the other at each image, which is one step of the bar.
+    with track("evaluate", len(wholes) * len(run.domains.val)) as bar:
+        for name, parts in wholes.items():
+            models[name] = run.measure([run.predictor(part) for part in parts], run.domains.val, progress=bar)
+    control = models.get(run.settings.control or "")
+    interval = _interval(control, models[run.adapted])
+    by_class = _class_intervals(control, models[run.adapted])
     above = [models[name] for name in rows]
     steps = [_interval(before, after) for before, after in zip([None, *above], above, strict=False)]
     kept = {name: metrics.to_dict() for name, metrics in models.items()}
-    content = {"fingerprint": wanted, "models": kept, "interval": interval}
+    content = {"fingerprint": wanted, "models": kept, "interval": interval, "by_class": by_class}
     write_json(path, content | {"ablation": steps} if rows else content)
-    return Measured(models, interval, steps)
+    return Measured(models, interval, steps, by_class)
 
 
 def _interval(before: Metrics | None, after: Metrics) -> list[float] | None:
     """Of the gain, over the choice of the images, where there are two models."""
     bounds = gain_interval(before, after) if before and before is not after else None
     return list(bounds) if bounds else None
+
+
+def _class_intervals(before: Metrics | None, after: Metrics) -> list[list[float] | None] | None:
+    """`_interval` of each class's gain."""
+    bounds = class_gain_intervals(before, after) if before and before is not after else None
+    return [list(each) if each else None for each in bounds] if bounds else None
 
 
 def verdict_of(
@@ -180,6 +195,7 @@ def _write_metrics(run: Run, measured: Measured) -> dict[str, Any]:
             "adapted": adapted,
             "models": {name: metrics.to_dict() for name, metrics in models.items()},
             "verdict": verdict,
+            **({"gain_intervals": measured.by_class} if measured.by_class else {}),
             **({"ablation": rows} if rows else {}),
         },
     )
@@ -246,9 +262,11 @@ def _write_panels(run: Run, measured: dict[str, Metrics]) -> None:
     if run.settings.panels == 0:
         return
     control = run.settings.control if run.settings.control != run.adapted else None
+    # Without a control, how sure the network was is shown of the first stage on the way.
+    start = control or stage_chain(run.settings)[0]
     choose_and_write_panels(
         run.root / "panels",
-        {name: run.predictor(name) for name in (control, run.adapted) if name},
+        {name: run.predictor(name) for name in dict.fromkeys((start, run.adapted))},
         control,
         run.adapted,
         run.domains.val if measured and run.domains.val else run.domains.target,
@@ -258,6 +276,7 @@ def _write_panels(run: Run, measured: dict[str, Metrics]) -> None:
         device=run.device,
         precision=run.settings.precision,
         metrics=measured or None,
+        start=start,
     )
 
 

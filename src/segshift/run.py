@@ -158,9 +158,9 @@ class Run:
 
     @property
     def compared(self) -> list[str]:
-        """Names of the stages to measure: those on the way to the adapted one, the ablation's, the control's, if any,
-        and itself."""
-        rows = {row.stage for row in self.settings.ablation}
+        """Names of the stages to measure: those on the way to the adapted one, the ablation's, those to average, the
+        control's, if any, and itself."""
+        rows = {row.stage for row in self.settings.ablation} | set(self.settings.average)
         branches = [stage.name for stage in self.settings.stages if stage.name in rows]
         names = dict.fromkeys((*self.chain[:-1], *branches, self.settings.control, self.adapted))
         return [name for name in names if name]
@@ -201,7 +201,7 @@ class Run:
             "net": self.networks.decisive(stage.name),
             "size": self.size,
             "source_view": _facts(self._view(stage, True)),
-            "batch_size": settings.batch_size,
+            "batch_size": stage.batch_size or settings.batch_size,
             "seed": settings.seed,
             "precision": settings.precision,
             "clip": settings.clip,
@@ -280,7 +280,7 @@ class Run:
         stream = batches(
             self.domains.source if is_source else self.domains.target,
             self._view(stage, is_source),
-            batch_size=self.settings.batch_size,
+            batch_size=stage.batch_size or self.settings.batch_size,
             seed=seed,
             start=start,
             stop=stage.steps,

@@ -18,7 +18,7 @@ import yaml
 
 from segshift.artefacts.store import write_error
 from segshift.config import RunSettings, StageSettings, validated
-from segshift.data.classes import read_classes
+from segshift.data.classes import is_built_in, read_classes
 from segshift.data.domains import Domain, load_pair, open_domain
 from segshift.data.images import image_size
 from segshift.data.labels import in_colour
@@ -212,6 +212,8 @@ def dump_yaml(settings: RunSettings) -> str:
     places += [(domain, key) for domain in domains for key in ("root", "list")]
     for mapping, key in places:
         # A list file may also lie below the domain's root, where its name stays as it is.
+        if key == "classes" and mapping[key] is not None and is_built_in(Path(mapping[key])):
+            continue
         if mapping[key] is not None and (key != "list" or Path(mapping[key]).is_file()):
             mapping[key] = str(Path(mapping[key]).expanduser().resolve())
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

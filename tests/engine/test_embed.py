@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from segshift.engine.embed import EMBEDDINGS, check_embedding, heart, pca, tsne, turned, umap
+from segshift.engine.embed import EMBEDDINGS, check_embedding, heart, pca, pca_together, tsne, turned, umap
 from segshift.errors import UserError
 
 
@@ -48,6 +48,28 @@ def test_pca_of_next_to_nothing(shape: tuple[int, int]) -> None:
     assert made.places.shape == (shape[0], 2)
     assert np.isfinite(made.places).all()
     assert made.explained == pytest.approx(1)
+
+
+def test_maps_together_have_the_same_axes() -> None:
+    """Two clouds far apart, the second one a moved and shrunk first: its map is the first one's, shrunk."""
+    first = cloud(60, 5)
+    second = 0.5 * first + 100
+    maps = pca_together([first, second])
+    np.testing.assert_allclose(maps[1].places, 0.5 * maps[0].places, atol=1e-9)
+    assert maps[0].explained == pytest.approx(maps[1].explained)
+    alone = pca(first)
+    np.testing.assert_allclose(maps[0].places, alone.places, atol=1e-9)
+    assert maps[0].explained == pytest.approx(alone.explained)
+
+
+def test_explained_is_each_map_s_own() -> None:
+    """The second set varies along axes that the plane, which is the first one's, does not hold."""
+    random = np.random.default_rng(0)
+    wide, other = np.zeros((50, 4)), np.zeros((50, 4))
+    wide[:, :2], other[:, 2:] = 10 * random.normal(size=(50, 2)), random.normal(size=(50, 2))
+    maps = pca_together([wide, other])
+    assert maps[0].explained == pytest.approx(1)
+    assert maps[1].explained == pytest.approx(0, abs=1e-9)
 
 
 def test_pca_of_one_place() -> None:

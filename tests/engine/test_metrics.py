@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 
 from segshift.data.classes import CITYSCAPES_19
-from segshift.engine.metrics import ImageScore, Metrics, confusion_matrix, gain_interval, image_score, merge
+from segshift.engine.metrics import (
+    ImageScore,
+    Metrics,
+    class_gain_intervals,
+    confusion_matrix,
+    gain_interval,
+    image_score,
+    iou_of,
+    merge,
+)
+from segshift.types import IGNORE
 
 SIXTEEN_NAMES = tuple(n for n in CITYSCAPES_19 if n not in ("terrain", "truck", "train"))
 
@@ -184,3 +194,30 @@ def test_gain_interval_leaves_out_images_without_labelled_pixels() -> None:
     assert gain_interval(measured(1, 1), measured(2, 1)) is None, "one image says nothing of others"
     with pytest.raises(ValueError, match="same images"):
         gain_interval(before, measured(2, 1))
+
+
+def test_intervals_of_classes_equal_a_plain_bootstrap() -> None:
+    """The last class is in four images alone: too few to say."""
+    models = []
+    for seed in (1, 2):
+        confusions = []
+        for place in range(6):
+            label = maps((16, 16), 4, 100 + place)[1]
+            if place < 2:
+                label[label == 3] = IGNORE
+            confusions.append(confusion_matrix(maps((16, 16), 4, seed * 1000 + place)[0], label, 4).numpy())
+        scores = [image_score(str(place), confusion) for place, confusion in enumerate(confusions)]
+        models.append((confusions, Metrics(tuple("abcd"), np.sum(confusions, axis=0), 6, tuple(scores))))
+    draws = np.random.default_rng(0).multinomial(6, [1 / 6] * 6, size=1000)
+    drawn = [
+        [iou_of(sum(n * c for n, c in zip(draw, confusions, strict=True))) for draw in draws]
+        for confusions, _ in models
+    ]
+    wanted = np.quantile(np.subtract(drawn[1], drawn[0])[:, :3], [0.025, 0.975], axis=0).T
+    found = class_gain_intervals(models[0][1], models[1][1])
+    assert found is not None
+    assert found[3] is None
+    assert np.array(found[:3]) == pytest.approx(wanted)
+    assert class_gain_intervals(measured(1, 1), measured(2, 1)) is None
+    with pytest.raises(ValueError, match="same images"):
+        class_gain_intervals(models[0][1], measured(2, 1))

@@ -70,6 +70,30 @@ def advent(classes: int, counters: bool = True) -> dict[str, Tensor]:
     return fill({**resnet101(counters), **_aspp("layer5", 1024, classes), **_aspp("layer6", 2048, classes)})
 
 
+def single_level(classes: int, counters: bool = True) -> dict[str, Tensor]:
+    """Checkpoint of AdaptSegNet's model/deeplab.py, and of CRST: one classifier, called layer5, on layer4."""
+    return fill({**resnet101(counters), **_aspp("layer5", 2048, classes)})
+
+
+def advent_single(classes: int) -> dict[str, Tensor]:
+    """Checkpoint of ADVENT's model/deeplabv2.py without multi_level: the classifier keeps the name layer6."""
+    return fill({**resnet101(True), **_aspp("layer6", 2048, classes)})
+
+
+def deeplab_vgg16(classes: int) -> dict[str, Tensor]:
+    """Checkpoint of AdaptSegNet's model/deeplab_vgg.py: `features` renumbered without pool4 and pool5, fc6 and fc7."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 512, 512, 512)
+    inputs, position = 3, 0
+    for outputs in (*channels, 1024, 1024):
+        if outputs == 0:
+            position += 1
+            continue
+        shapes |= {f"features.{position}.weight": (outputs, inputs, 3, 3), f"features.{position}.bias": (outputs,)}
+        inputs, position = outputs, position + 2
+    return fill({**shapes, **_aspp("classifier", 1024, classes)})
+
+
 def proda(classes: int, bn_clr: bool) -> dict[str, Tensor]:
     """What is under ["ResNet101"]["model_state"] of a ProDA checkpoint."""
     shapes = resnet101(True)

@@ -132,6 +132,20 @@ def pictures(folder: Path, seed: int, quality: float, size: tuple[int, int] = (3
     return names
 
 
+def sure(folder: Path, number: int, *models: tuple[str, float, float]) -> list[dict[str, Any]]:
+    """Write maps of one image and of each (model, mean entropy, mean confidence), and say so as index.json does."""
+    entries = []
+    for when, (model, entropy, confidence) in zip(("before", "after"), models, strict=True):
+        files = {}
+        for kind, doubt in (("entropy", entropy), ("confidence", 1 - confidence)):
+            files[kind] = f"{number:03d}-{kind}-{when}.png"
+            picture = Image.fromarray(np.full((24, 32), round(255 * doubt), np.uint8))
+            picture.putpalette([level for level in range(256) for _ in range(3)])
+            picture.save(folder / files[kind])
+        entries.append({"model": model, **files, "mean_entropy": entropy, "mean_confidence": confidence})
+    return entries
+
+
 def log(folder: Path, losses: dict[str, tuple[float, float]], steps: int, miou: tuple[float, float], seed: int) -> None:
     """Write a log.jsonl: losses fall from the first to the second value, mIoU rises likewise."""
     rng = np.random.default_rng(seed)
@@ -168,8 +182,9 @@ def write_run(
     method: str = "advent",
     panels: int = 4,
     quality: float = 0.8,
+    certainty: bool = False,
 ) -> Path:
-    """Write a whole finished run folder."""
+    """Write a whole finished run folder; with `certainty`, of a version that keeps how sure both models are."""
     run.mkdir(parents=True)
     (run / "run.yaml").write_text(SETTINGS.format(method=method), encoding="utf-8")
     environment = {
@@ -199,6 +214,8 @@ def write_run(
         }
         entry["miou"] = {"source": mean(SOURCE) + 0.01 * number, method: mean(adapted) + 0.013 * number}
         entry["caption"] = f"image {number + 1} of 48, chosen by even spacing"
+        if certainty:
+            entry["certainty"] = sure(run / "panels", number, ("source", 0.3, 0.7), (method, 0.2, 0.85))
         index.append(entry)
     (run / "panels" / "index.json").write_text(json.dumps(index), encoding="utf-8")
     return run

@@ -72,15 +72,38 @@ def show(run: Path, content: dict[str, Any]) -> tuple[str, Reader]:
 def dots(path: str) -> list[tuple[int, int]]:
     """Where an SVG path has its dots: moves and lines are walked as a browser does."""
     found, at = [], [0, 0]
-    for command, first, second in re.findall(r"([mhv])(-?\d+)(?:[ ]?(-?\d+))?", path):
+    for command, rest in re.findall(r"([mha])([^mha]*)", path):
+        numbers = [int(number) for number in re.findall(r"-?\d+", rest)]
         if command == "m":
-            at = [at[0] + int(first), at[1] + int(second)]
+            at = [at[0] + numbers[0], at[1] + numbers[1]]
+        elif command == "h":
+            assert numbers == [0]
+            found.append((at[0], at[1]))
         else:
-            axis = "hv".index(command)
-            if command == "h":
-                found.append((at[0] + int(first) // 2, at[1]))
-            at[axis] += int(first)
+            radius, same, turn, large, clockwise, right, down = numbers
+            # From its left end the long way, clockwise: the middle is a radius to the right.
+            assert (radius, turn, large, clockwise, right, down) == (same, 0, 1, 1, 0, 1)
+            found.append((at[0] + radius, at[1]))
+            at[1] += down
     return found
+
+
+@pytest.mark.parametrize(
+    ("same", "said"),
+    [
+        ([True, True], "All maps have the same axes and the same scale"),
+        ([True, False], "Each map has its own scale and is turned to lie like the one before it"),
+        ([None, None], "Each map has its own scale and is turned to lie like the one before it"),
+    ],
+)
+def test_axes_are_told_of(run: Path, same: list[bool | None], said: str) -> None:
+    content = picture()
+    for stage, value in zip(content["stages"], same, strict=True):
+        stage["same_axes"] = value
+    assert said in part(show(run, content)[0], "features")
+    content["stages"].append({**content["stages"][1], "name": "last", "same_axes": False})
+    if same == [True, True]:
+        assert "the same scale, but last" in part(show(run, content)[0], "features")
 
 
 def maps(html: str) -> list[str]:
@@ -164,14 +187,16 @@ def test_other_maps_say_how_to_read_them(run: Path, embed: str, word: str) -> No
     assert "variance" not in said
 
 
-def test_a_second_domain_is_crosses(run: Path) -> None:
+def test_a_second_domain_is_rings(run: Path) -> None:
     html, _ = show(run, picture(2))
     said = part(html, "features")
-    assert "Crosses are cells of source (data/city, 1 image)." in said
-    assert "domain gap 0.37" in said
+    assert "Rings are cells of source (data/city, 1 image)." in said
+    assert "see in val (camvid/val, 40 images) and source (data/city, 1 image)" in said
+    assert "val (target) source" in said, "a key of the marks"
+    assert "The gap to the other domain is 0.37, against 0.37" in said
     figure = maps(html)[0]
-    crosses = re.findall(r'<path class="other" stroke="#\w+" d="([^"]+)"', figure)
-    assert sum(len(dots(path)) for path in crosses) == SEEN * PER_CLASS
+    found = re.findall(r'<path class="other" stroke="#\w+" d="([^"]+)"', figure)
+    assert sum(map(len, map(dots, found))) == SEEN * PER_CLASS
     assert figure.rindex('class="other"') < figure.index("<path stroke="), "what is measured lies on top"
 
 
@@ -223,12 +248,12 @@ def test_no_class_lies_on_top_of_all_others(run: Path) -> None:
     assert colours[:SEEN] == colours[SEEN : 2 * SEEN]
 
 
-@pytest.mark.parametrize("crosses", [False, True])
-def test_paths_are_walked_to_their_places(crosses: bool) -> None:
+@pytest.mark.parametrize("rings", [False, True])
+def test_paths_are_walked_to_their_places(rings: bool) -> None:
     rng = random.Random(0)
     places = [(rng.randrange(1001), rng.randrange(1001)) for _ in range(200)]
-    assert dots(path_of(places, crosses)) == places
-    assert not re.search(r"[^mhv \d-]", path_of(places, crosses))
+    assert dots(path_of(places, rings)) == places
+    assert not re.search(r"[^mha \d-]", path_of(places, rings))
 
 
 def test_it_is_small(run: Path) -> None:

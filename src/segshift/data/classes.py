@@ -48,6 +48,13 @@ SIXTEEN: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 17, 1
 THIRTEEN: tuple[int, ...] = (0, 1, 2, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18)
 """Train ids (of 19) behind mIoU*: the 16 without wall, fence, pole (CBST issue 7)."""
 
+BUILT_IN: Mapping[str, tuple[str, ...]] = {
+    "cityscapes_19": CITYSCAPES_19,
+    "cityscapes_16": tuple(CITYSCAPES_19[i] for i in SIXTEEN),
+}
+"""Class lists by name, without a file. There is none of 13 classes: mIoU* is trained with the 16 and is the mean of 13
+of them (methods.md section 0.1)."""
+
 # Short forms seen in class lists of the field; keys and values are canonical spellings.
 _ALIASES: Mapping[str, str] = {
     "light": "trafficlight",
@@ -218,7 +225,8 @@ def _parse(path: Path) -> Any:
         raise UserError(
             f"class file {path} does not exist",
             "a .yaml, .json or .txt file with the class names in train-id order",
-            "correct the path, or write the names one a line into a .txt file",
+            "correct the path, or write the names one a line into a .txt file, or name a built-in list"
+            f" ({nearest(str(path), BUILT_IN)})",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"class file {path} cannot be read: {error}", "a text file", "check the path") from error
@@ -253,16 +261,23 @@ def _entry(entry: Any, where: str) -> tuple[str, Colour | None]:
     )
 
 
+def is_built_in(path: Path) -> bool:
+    """Whether this names a list of `BUILT_IN` and no file: a file of that name wins."""
+    return str(path) in BUILT_IN and not path.is_file()
+
+
 def read_classes(path: Path) -> ClassSet:
     """Read a class list.
 
     Args:
         path: YAML or JSON with {"classes": [names or {name, color}], "palette": [[r, g, b], ...] (optional)} or a bare
-            list; or TXT with a name a line. The order is that of the train ids.
+            list; or TXT with a name a line. The order is that of the train ids. Or the name of a list of `BUILT_IN`.
 
     Raises:
         UserError: naming the file and what is wrong: missing, not parseable, empty, duplicates, more than 255 classes.
     """
+    if is_built_in(path):
+        return make_classes(BUILT_IN[str(path)], where=str(path))
     content = _parse(path)
     if isinstance(content, dict):
         known = ["classes", "palette", "ignore"]

@@ -158,7 +158,8 @@ class Where:
         raise UserError(
             f"domain {self.domain!r}: no folder of {what} in {self.root}",
             f"one of {tried}",
-            f"set the domain's `{key}`" + ("" if self.split is None else f", or correct `split: {self.split}`"),
+            f"name the folder, from {self.root} on, as the domain's `{key}`: --set {self.domain}.{key}=FOLDER"
+            + ("" if self.split is None else f"; or correct `split: {self.split}`"),
         )
 
     def image_folder(self, override: str | None) -> Path:

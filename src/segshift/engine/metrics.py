@@ -229,6 +229,46 @@ def gain_interval(
     Raises:
         ValueError: the images differ, or carry no counts.
     """
+    drawn = _drawn_iou(before, after, samples)
+    if drawn is None:
+        return None
+    gains = np.nanmean(drawn[1], axis=1) - np.nanmean(drawn[0], axis=1)
+    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+FEWEST_IMAGES = 5
+"""Images that must show a class, or its interval would be the figures of those few over and over."""
+
+
+def class_gain_intervals(
+    before: Metrics, after: Metrics, level: float = 0.95, samples: int = 1000
+) -> list[tuple[float, float] | None] | None:
+    """`gain_interval` of each class's IoU, from the same draws of the images.
+
+    Returns:
+        Of each of the K classes (low, high), or None where fewer than `FEWEST_IMAGES` images show it; None in all with
+        fewer than two images.
+
+    Raises:
+        ValueError: the images differ, or carry no counts.
+    """
+    drawn = _drawn_iou(before, after, samples)
+    if drawn is None:
+        return None
+    shown = np.stack([score.counts[1] > 0 for score in before.per_image if score.counts is not None]).sum(axis=0)
+    bounds = np.full((2, len(shown)), np.nan)
+    known = shown >= FEWEST_IMAGES
+    # A draw without the class says nothing of it.
+    bounds[:, known] = np.nanquantile((drawn[1] - drawn[0])[:, known], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [None if np.isnan(low) else (float(low), float(high)) for low, high in bounds.T]
+
+
+def _drawn_iou(before: Metrics, after: Metrics, samples: int) -> list[NDArray[np.float64]] | None:
+    """IoU (samples, K) of both models over images drawn with replacement; nan where a draw does not show a class.
+
+    None with fewer than two images with labelled pixels. Raises as `gain_interval`.
+    """
     if [s.name for s in before.per_image] != [s.name for s in after.per_image] or not before.per_image:
         raise ValueError("both models must be measured on the same images")
     known = [[s.counts for s in metrics.per_image if s.counts is not None] for metrics in (before, after)]
@@ -240,13 +280,12 @@ def gain_interval(
     if images < 2:
         return None
     draws = np.random.default_rng(0).multinomial(images, [1 / images] * images, size=samples).astype(np.float64)
-    mious = []
+    drawn = []
     for counts in counted:
         right, true, predicted = np.tensordot(draws, np.stack(counts), axes=1).transpose(1, 0, 2)
         union = true + predicted - right
-        mious.append(np.nanmean(np.divide(right, union, out=np.full_like(union, np.nan), where=true > 0), axis=1))
-    low, high = np.quantile(mious[1] - mious[0], [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        drawn.append(np.divide(right, union, out=np.full_like(union, np.nan), where=true > 0))
+    return drawn
 
 
 def merge(parts: Sequence[Metrics]) -> Metrics:

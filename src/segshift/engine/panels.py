@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from matplotlib import colormaps
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -20,12 +20,12 @@ from segshift.artefacts.store import atomic_path, make_folder, write_json
 from segshift.data.domains import Domain, Item
 from segshift.data.images import load_resized, resize_nearest
 from segshift.data.statistics import spread
+from segshift.engine.certainty import Certainty, certainty
 from segshift.engine.evaluate import evaluate, truth_of
 from segshift.engine.inference import Options, as_input, autocast, check_predictors, class_ids, logits_at
 from segshift.engine.metrics import Metrics
 from segshift.engine.predict import class_picture
 from segshift.errors import UserError
-from segshift.losses import entropy
 from segshift.nets.base import SegmentationNet
 
 WIDTH = 480
@@ -49,7 +49,8 @@ def choose(
 ) -> list[Choice]:
     """Images to show: the one that gained most, the one that lost most (or gained least), the rest evenly spread.
 
-    With fewer than three to show, or fewer than two scored ones, all are spread.
+    With fewer than three to show, or fewer than two scored ones, all are spread. Those that are spread are the same
+    ones whatever the scores, as far as they can be: runs on the same images can then be looked at side by side.
 
     Args:
         names: of the domain's images, in its order.
@@ -71,10 +72,26 @@ def choose(
             figures = f"{models[0]} {100 * before[name]:.1f}, {models[1]} {100 * after[name]:.1f}"
             caption = f"{kind} of {len(scored)} images: {100 * gains[place]:+.1f} mIoU points ({figures})"
             chosen.append(Choice(scored[place], caption))
-    others = [index for index in range(len(names)) if index not in {choice.index for choice in chosen}]
-    for position in spread(len(others), count - len(chosen)):
-        chosen.append(Choice(others[position], f"image {others[position] + 1} of {len(names)}, chosen by even spacing"))
+    for index in _spread_beside([choice.index for choice in chosen], len(names), count):
+        chosen.append(Choice(index, f"image {index + 1} of {len(names)}, chosen by even spacing"))
     return chosen
+
+
+def _spread_beside(taken: Sequence[int], total: int, count: int) -> list[int]:
+    """Of 0 … total - 1, evenly spread ones that make up `count` with those taken, in their order.
+
+    All but two of `count` are spread, a taken one giving way to the next free one; then the widest gaps are halved.
+    """
+    found: list[int] = []
+    for place in spread(total, count - 2 if count > 2 else count):
+        if len(found) + len(taken) < count:
+            free = [index % total for index in range(place, place + total) if index % total not in {*taken, *found}]
+            found += free[:1]
+    while len(found) + len(taken) < min(count, total):
+        used = sorted([-1, *taken, *found, total])
+        left, right = max(itertools.pairwise(used), key=lambda gap: gap[1] - gap[0])
+        found.append((left + right) // 2)
+    return sorted(found)
 
 
 def choose_and_write_panels(
@@ -91,12 +108,16 @@ def choose_and_write_panels(
     precision: str = "fp32",
     workers: int = 1,
     metrics: Mapping[str, Metrics] | None = None,
+    start: str | None = None,
 ) -> list[dict[str, Any]]:
     """Write pictures of a few images of a domain into `folder`, and index.json last.
 
     Each entry of index.json: name, caption, file names of image (JPEG), control, adapted, truth (palette PNG in the
-    classes' colours, null where there is none), entropy (of the adapted model's softmax, palette PNG, 0-1 in magma),
-    and miou, each model's own figure on this image (null without labels). Deterministic.
+    classes' colours, null where there is none), and miou, each model's own figure on this image (null without labels).
+    `certainty` is a list of the model before adaptation (where there is one) and of the adapted one, each with its
+    name as `model`, the file names `entropy` and `confidence` (palette PNG of 255 levels in magma, dark is sure: level
+    255 h and 255 (1 - c)) and their means over the image, `mean_entropy` h and `mean_confidence` c; a network of one
+    class has none. `entropy` is the adapted one's file again. Deterministic.
 
     Args:
         folder: made where missing; panels of an earlier call in it are replaced.
@@ -106,22 +127,18 @@ def choose_and_write_panels(
         size: (w, h) that images are resized to before they enter a network.
         count: at most so many images.
         metrics: what `evaluate` said of the models on this domain; None: a labelled domain is evaluated here.
+        start: name of the model before adaptation where there is no control: its certainty alone is shown.
 
     Raises:
         UserError: a file cannot be read or written, or a network does not fit.
     """
     shown = [name for name in (control, adapted) if name is not None]
-    check_predictors([predictors[name] for name in shown], domain.classes)
+    before = control or (start if start != adapted else None)
+    check_predictors([predictors[name] for name in dict.fromkeys([*shown, before or adapted])], domain.classes)
     device = device or torch.device("cpu")
     if metrics is None and domain.labelled and count > 0:
-        how: dict[str, Any] = {
-            "size": size,
-            "options": options,
-            "device": device,
-            "precision": precision,
-            "workers": workers,
-        }
-        metrics = {name: evaluate([predictors[name]], domain, **how) for name in shown}
+        how = partial(evaluate, size=size, options=options, device=device, precision=precision, workers=workers)
+        metrics = {name: how([predictors[name]], domain) for name in shown}
     scores = {name: _scores(metrics, name) for name in shown}
     names = [item.name for item in domain.items]
     choices = choose(names, count, scores.get(control or "", {}), scores[adapted], (control or "", adapted))
@@ -130,11 +147,10 @@ def choose_and_write_panels(
     for number, choice in enumerate(choices):
         item = domain.items[choice.index]
         view = _View(item, size, options, device, precision)
-        nets = {"control": predictors[control] if control else None, "adapted": predictors[adapted]}
-        pictures = _pictures(view, nets, domain)
-        files = {kind: _save(folder, number, kind, picture) for kind, picture in pictures.items()}
+        logits = {name: view.logits(predictors[name]) for name in (before, adapted) if name is not None}
+        drawn = _entry(folder, number, view, domain, logits, control)
         miou = {name: _finite(scores[name].get(item.name)) for name in shown}
-        entries.append({"name": item.name, "caption": choice.caption, **files, "miou": miou})
+        entries.append({"name": item.name, "caption": choice.caption, **drawn, "miou": miou})
     write_json(folder / "index.json", entries)
     return entries
 
@@ -161,28 +177,39 @@ class _View:
             return logits_at([net], image, (self.size[1], self.size[0]), self._options)
 
 
-def _pictures(view: _View, nets: Mapping[str, SegmentationNet | None], domain: Domain) -> dict[str, Image.Image | None]:
+def _entry(
+    folder: Path, number: int, view: _View, domain: Domain, logits: Mapping[str, Tensor], control: str | None
+) -> dict[str, Any]:
+    """Write the pictures of an image, and name them as index.json does.
+
+    Args:
+        logits: (1, K, H, W) by model: the one before adaptation, where there is one, and the adapted one last.
+    """
+    adapted = list(logits)[-1]
+    known = {"control": logits.get(control or ""), "adapted": logits[adapted]}
+    pictures = _pictures(view, known, domain)
+    files = {kind: _save(folder, number, kind, picture) for kind, picture in pictures.items()}
+    sure = [
+        _certainty_entry(folder, number, "after" if name == adapted else "before", name, maps)
+        for name, values in logits.items()
+        if (maps := certainty(values)) is not None
+    ]
+    return {**files, "entropy": sure[-1]["entropy"] if sure else None, "certainty": sure}
+
+
+def _pictures(view: _View, logits: Mapping[str, Tensor | None], domain: Domain) -> dict[str, Image.Image | None]:
     pictures: dict[str, Image.Image | None] = {"image": view.image()}
-    logits = {kind: None if net is None else view.logits(net) for kind, net in nets.items()}
     for kind, values in logits.items():
         known = None if values is None else class_ids(values)[0].cpu().numpy()
         pictures[kind] = None if known is None else class_picture(known, domain.classes)
-    adapted = logits["adapted"]
-    pictures["entropy"] = None
-    if adapted is not None and adapted.shape[1] > 1:
-        pictures["entropy"] = entropy_picture(entropy(adapted)[0].cpu().numpy())
     truth = truth_of(domain, view.item, view.original) if domain.labelled else None
     pictures["truth"] = None if truth is None else class_picture(resize_nearest(truth, view.size), domain.classes)
     return pictures
 
 
-def entropy_picture(values: Float[np.ndarray, "H W"]) -> Image.Image:
-    """Values in [0, 1] (H, W) as a palette image: 0-255 coloured in magma, dark is certain."""
-    levels: UInt8[np.ndarray, "H W"] = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
-    picture = Image.fromarray(levels)
-    colours = np.rint(255 * colormaps["magma"](np.arange(256))[:, :3]).astype(np.uint8)
-    picture.putpalette(colours.flatten().tolist())
-    return picture
+def _certainty_entry(folder: Path, number: int, when: str, model: str, sure: Certainty) -> dict[str, Any]:
+    files = {kind: _save(folder, number, f"{kind}-{when}", picture) for kind, picture in sure.pictures().items()}
+    return {"model": model, **files, **{f"mean_{kind}": mean for kind, mean in sure.means.items()}}
 
 
 def _scores(metrics: Mapping[str, Metrics] | None, name: str) -> dict[str, float]:

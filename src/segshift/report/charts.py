@@ -196,6 +196,29 @@ def miou_chart(stages: Sequence[Stage]) -> Chart | None:
     return Chart("mIoU while training", "; ".join(parts), x_ticks, y_ticks, tuple(lines))
 
 
+def curves_chart(
+    title: str, summary: str, curves: Sequence[tuple[str, int, Sequence[Point]]], unit: float = 1
+) -> Chart:
+    """Several curves over one pair of axes, as they are.
+
+    Args:
+        title, summary: of the chart.
+        curves: (label, colour from 0 or `CONTROL`, its points by step) of at least one curve with a point.
+        unit: what the labels of the axis are multiplied by: 100 for shares in percent points.
+    """
+    found = [point for _, _, line in curves for point in line]
+    y = _levels(min(value for _, value in found), max(value for _, value in found))
+    x, x_ticks = _steps(min(step for step, _ in found), max(step for step, _ in found))
+    lines = []
+    for label, colour, line in curves:
+        place = colour if colour == CONTROL else colour % COLOURS
+        step, value = line[-1]
+        dots = ((x(step), y(value), f"step {step}: {quantity(unit * value)}"),)
+        lines.append(Line(label, place, "", _path(thinned(line), x, y), dots))
+    y_ticks = tuple((y(tick), quantity(unit * tick)) for tick in nice_ticks(y.low, y.high))
+    return Chart(title, summary, x_ticks, y_ticks, tuple(lines))
+
+
 def trail_chart(title: str, summary: str, trails: Sequence[Trail]) -> Chart:
     """Shares in percent points over whole numbers, with a mark at each stop; at least one trail.
 

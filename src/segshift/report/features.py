@@ -23,8 +23,8 @@ MOST_POINTS, MOST_STAGES = 20_000, 12
 LETTER, LINE = 24, 50
 """Width of a letter and height of a line of the names on a map, in its units: a thousand are its side."""
 
-CROSS = 7
-"""Half the width of the mark of a point of the second domain, in units."""
+RING = 7
+"""Radius of the mark of a point of the second domain, in units."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Layer:
-    """Points of a class: an SVG path of dots or, of domains other than the first, crosses."""
+    """Points of a class: an SVG path of dots or, of domains other than the first, rings."""
 
     colour: str
     path: str
@@ -55,6 +55,7 @@ class FeatureMap:
         nearest: share of the points that are nearest to the mean of their own class.
         gap: between the domains; None with one domain.
         explained: share of the variance that the map shows; None where it is not linear.
+        same_axes: it has the axes and the scale of the first map; None where this is not known.
         miou: of the stage's network; None where it was not measured.
     """
 
@@ -64,6 +65,7 @@ class FeatureMap:
     nearest: float | None
     gap: float | None
     explained: float | None
+    same_axes: bool | None
     miou: float | None
     layers: tuple[Layer, ...]
     names: tuple[Name, ...]
@@ -76,6 +78,7 @@ class Features:
     Attributes:
         kind: what the maps are made with.
         where: the domain that is measured.
+        marks: (name, whether its mark is a ring) of the domains, where there are several.
         maps: of each stage.
         legend: classes that are shown, with their colours.
         rows: (class, its colour, compactness in each map) of the classes that count in any.
@@ -85,6 +88,7 @@ class Features:
 
     kind: str
     where: str
+    marks: tuple[tuple[str, bool], ...]
     maps: tuple[FeatureMap, ...]
     legend: tuple[tuple[str, str], ...]
     rows: tuple[tuple[str, str, tuple[float | None, ...]], ...]
@@ -122,7 +126,8 @@ def features(run: Run, problems: list[str]) -> Features | None:
     rows = [(name, rgb, tuple(each.by_class[k] for each in shown)) for k, (name, rgb) in enumerate(named)]
     return Features(
         kind=EMBEDDINGS.get(text(content.get("embed")), "a map"),
-        where=_where(domains[0]),
+        where=" and ".join(map(_where, domains)),
+        marks=tuple((_role(domain), place > 0) for place, domain in enumerate(domains)) if len(domains) > 1 else (),
         maps=tuple(shown),
         legend=tuple((name, rgb) for name, rgb in named if rgb in used),
         rows=tuple(row for row in rows if any(value is not None for value in row[2])),
@@ -152,6 +157,15 @@ def _where(domain: Mapping[str, Any]) -> str:
     return f"{name} ({root}{counted})" if root else f"{name}{counted}"
 
 
+ROLES: Mapping[str, str] = {"val": "val (target)"}
+"""What a domain is called where its own name does not say whether it is the source or the target."""
+
+
+def _role(domain: Mapping[str, Any]) -> str:
+    name = text(domain.get("name"), "a domain")
+    return ROLES.get(name, name)
+
+
 def _map(
     entry: Mapping[str, Any], owner: Sequence[int], classes: Sequence[str], colours: Sequence[Colour], units: int
 ) -> FeatureMap | None:
@@ -176,6 +190,7 @@ def _map(
         nearest=fraction(entry.get("nearest")),
         gap=_positive(entry.get("gap")),
         explained=fraction(entry.get("explained")),
+        same_axes=axes if isinstance(axes := entry.get("same_axes"), bool) else None,
         miou=None,
         layers=tuple(_layers(places, labels, owner, colours)),
         names=tuple(placed(sorted(wanted, key=lambda each: -each[3]))),
@@ -204,14 +219,17 @@ def _layers(
     return layers
 
 
-def path_of(places: Sequence[tuple[int, int]], crosses: bool = False) -> str:
-    """An SVG path that, stroked with round ends, is a dot (or a cross) at each place; short, by relative steps."""
+def path_of(places: Sequence[tuple[int, int]], rings: bool = False) -> str:
+    """An SVG path that, stroked with round ends, is a dot (or a ring) at each place; short, by relative steps.
+
+    A ring is one arc that ends a unit below its start: round ends close it.
+    """
     parts, before = [], (0, 0)
     for x, y in places:
         right, down = x - before[0], y - before[1]
-        if crosses:
-            parts.append(f"m{right - CROSS}{down:+d}h{2 * CROSS}m{-CROSS}{-CROSS}v{2 * CROSS}")
-            before = (x, y + CROSS)
+        if rings:
+            parts.append(f"m{right - RING}{down:+d}a{RING} {RING} 0 1 1 0 1")
+            before = (x - RING, y + 1)
         else:
             parts.append(f"m{right}{down:+d}h0")
             before = (x, y)
@@ -260,10 +278,24 @@ def _said(maps: Sequence[FeatureMap], by_truth: bool) -> str:
     figures = f"{last.compactness:.2f} against {first.compactness:.2f}; lower is more compact"
     subject = "The classes are" if by_truth else "By the networks' own predictions the classes are"
     said = f"{subject} {word} in the features of {last.stage} {joint} in those of {first.stage} ({figures})."
-    if first.nearest is None or last.nearest is None:
-        return said
-    near, before = f"{100 * last.nearest:.0f}", f"{100 * first.nearest:.0f}"
-    return f"{said} {near} % of the points are nearest to the mean of their own class, against {before} %."
+    if first.nearest is not None and last.nearest is not None:
+        near, before = f"{100 * last.nearest:.0f}", f"{100 * first.nearest:.0f}"
+        said += f" {near} % of the points are nearest to the mean of their own class, against {before} %."
+    if first.gap is not None and last.gap is not None:
+        said += f" The gap to the other domain is {last.gap:.2f}, against {first.gap:.2f}; lower is nearer."
+    return said
+
+
+def _axes(maps: Sequence[FeatureMap]) -> str:
+    """Whether places in one map can be compared with those in another."""
+    if len(maps) < 2:
+        return ""
+    own = [each.stage for each in maps[1:] if not each.same_axes]
+    if not own:
+        return " All maps have the same axes and the same scale; each is moved to its own middle."
+    if len(own) == len(maps) - 1:
+        return " Each map has its own scale and is turned to lie like the one before it."
+    return f" The maps have the same axes and the same scale, but {', '.join(own)}: it began from another network."
 
 
 def _explanation(domains: Sequence[Mapping[str, Any]], owner: Sequence[int], maps: Sequence[FeatureMap]) -> list[str]:
@@ -277,8 +309,8 @@ def _explanation(domains: Sequence[Mapping[str, Any]], owner: Sequence[int], map
         shown += f" They were chosen by what {maps[-1].stage} says. One that errs can look compact: nothing is compared"
         shown += " with a truth."
     for domain in domains[1:]:
-        shown += f" Crosses are cells of {_where(domain)}."
-    shown += " Each map has its own scale and is turned to lie like the one before it."
+        shown += f" Rings are cells of {_where(domain)}."
+    shown += _axes(maps)
     if all(each.explained is None for each in maps):  # no PCA
         shown += " Points that lie together are alike; how far groups lie apart, and how large they are, says little."
     figures = (

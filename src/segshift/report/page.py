@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +16,7 @@ from markupsafe import Markup
 from segshift.artefacts.store import write_text
 from segshift.report import values
 from segshift.report.ablation import ablation
+from segshift.report.certainty import certainty, certainty_drafts
 from segshift.report.chain import chain_chart, chain_rows, further_models
 from segshift.report.charts import Chart, miou_chart, stage_charts
 from segshift.report.features import features
@@ -29,7 +30,7 @@ from segshift.report.weak_labels import weak_drafts, weak_stages
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A line of the per-class table; `gain` is in fractions of 1."""
+    """A line of the per-class table; `gain` is in fractions of 1, `interval` its 95 % interval over the images."""
 
     name: str
     colour: str
@@ -38,6 +39,12 @@ class ClassRow:
     adapted: float | None
     gain: float | None
     absent: bool
+    interval: tuple[float, float] | None = None
+
+    @property
+    def unclear(self) -> bool:
+        """The interval of the gain holds 0."""
+        return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,9 @@ def build_report(run: Path) -> Path:
     content = read_run(run)
     problems = list(content.problems)
     weak = read_weak(content, problems)
-    groups = [drafts(content), *map(label_drafts, content.labels), *map(weak_drafts, weak)]
-    panels, *others = show(groups, problems)
+    groups = [drafts(content), certainty_drafts(content)]
+    groups += [*map(label_drafts, content.labels), *map(weak_drafts, weak)]
+    panels, sure, *others = show(groups, problems)
     label_panels, weak_panels = others[: len(content.labels)], others[len(content.labels) :]
     stages = chain_rows(content)
     rows = class_rows(content.scores) if content.scores else []
@@ -76,7 +84,7 @@ def build_report(run: Path) -> Path:
         scores=content.scores,
         rows=rows,
         summary=summary,
-        span=values.span([row.gain for row in rows] + [row[-1] for row in summary]),
+        span=_span(content.scores, rows, summary),
         extremes=_extremes(content.scores),
         adapted_label=KINDS["adapted"] if content.adapts else KINDS["control"],
         compared=bool(content.scores and content.scores.control and content.scores.adapted),
@@ -92,6 +100,7 @@ def build_report(run: Path) -> Path:
         features=features(content, problems),
         weak=weak_stages(content, weak, weak_panels),
         panels=panels,
+        certainty=certainty(content, sure),
         legend=legend(content),
         miou=miou_chart(content.stages),
         curves=[StageCurves(stage.name, stage_charts(stage.losses)) for stage in content.stages if stage.losses],
@@ -143,9 +152,20 @@ def class_rows(scores: Scores) -> list[ClassRow]:
             adapted=after[index],
             gain=values.difference(after[index], before[index]),
             absent=before[index] is None and after[index] is None,
+            interval=scores.class_intervals[index] if scores.class_intervals else None,
         )
         for index, name in enumerate(scores.classes)
     ]
+
+
+Summary = tuple[str, str, float | None, float | None, float | None]
+
+
+def _span(scores: Scores | None, rows: Sequence[ClassRow], summary: Sequence[Summary]) -> tuple[float, float]:
+    """What the bars of the gains share: all gains and their intervals."""
+    bounds = [bound for row in rows for bound in row.interval or ()]
+    bounds += scores.interval or () if scores else ()
+    return values.span([*bounds, *(row.gain for row in rows), *(row[-1] for row in summary)])
 
 
 SUMMARY: Mapping[str, tuple[str, str]] = {
@@ -157,7 +177,7 @@ SUMMARY: Mapping[str, tuple[str, str]] = {
 }
 
 
-def summary_rows(scores: Scores) -> list[tuple[str, str, float | None, float | None, float | None]]:
+def summary_rows(scores: Scores) -> list[Summary]:
     """(measure, what it is, control, adapted, gain) for each measure that any model has."""
 
     def of(model: Model | None, field: str) -> float | None:

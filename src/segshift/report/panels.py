@@ -52,7 +52,8 @@ def drafts(run: Run) -> list[Draft]:
             tiles=[
                 (kind, words[kind], _note(kind, panel, run.scores), request(panel, kind))
                 for kind in KINDS
-                if kind in panel.files
+                # With the maps of how sure both models are, the entropy has a part of its own.
+                if kind in panel.files and not (kind == "entropy" and panel.sure)
             ],
             gain=values.difference(panel.adapted_miou, panel.control_miou),
         )

@@ -57,7 +57,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Scores:
-    """metrics.json: K classes with their colours, and the models measured on one labelled domain."""
+    """metrics.json: K classes with their colours, and the models measured on one labelled domain.
+
+    `class_intervals` are the 95 % intervals of each class's gain over the images; empty: not known.
+    """
 
     domain: str
     classes: tuple[str, ...]
@@ -70,6 +73,7 @@ class Scores:
     state: Recorded | None
     interval: tuple[float, float] | None
     ablation: tuple[Part, ...] = ()
+    class_intervals: tuple[tuple[float, float] | None, ...] = ()
 
     @property
     def gain(self) -> float | None:
@@ -80,14 +84,28 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Sure:
+    """How sure a model is of one image: its maps (`entropy`, `confidence`), and their means over the image."""
+
+    model: str
+    files: Mapping[str, Path]
+    means: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Panel:
-    """Pictures of one image, by the keys of `KINDS`; only files that lie inside panels/."""
+    """Pictures of one image, by the keys of `KINDS`; only files that lie inside panels/.
+
+    Attributes:
+        sure: the model before adaptation, where there is one, and the result; none in runs of older versions.
+    """
 
     name: str
     caption: str
     files: Mapping[str, Path]
     control_miou: float | None
     adapted_miou: float | None
+    sure: tuple[Sure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,6 +251,7 @@ def _scores(value: object, problems: list[str]) -> Scores | None:
         state=next((state for state in RECORDED if state == verdict.get("state")), None),
         interval=_interval(verdict.get("interval")),
         ablation=_ablation(data.get("ablation"), models, problems),
+        class_intervals=_intervals(data.get("gain_intervals"), len(classes)),
     )
 
 
@@ -251,6 +270,11 @@ def _interval(value: object) -> tuple[float, float] | None:
     if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
         return None
     return bounds[0], bounds[1]
+
+
+def _intervals(value: object, classes: int) -> tuple[tuple[float, float] | None, ...]:
+    found = tuple(_interval(bounds) for bounds in sequence(value))
+    return found if len(found) == classes else ()
 
 
 def _legend(run: Path, scores: Scores | None, problems: list[str]) -> tuple[tuple[str, Colour], ...]:
@@ -288,6 +312,25 @@ def _panels(run: Path, scores: Scores | None, problems: list[str]) -> tuple[Pane
                 files=files,
                 control_miou=fraction(miou.get("control", miou.get(control))),
                 adapted_miou=fraction(miou.get("adapted", miou.get(adapted))),
+                sure=_sure(home, entry.get("certainty"), problems),
             )
         )
     return tuple(panels)
+
+
+MAPS: Mapping[str, str] = {"entropy": "Entropy", "confidence": "Confidence"}
+"""The maps of how sure a model is."""
+
+
+def _sure(home: Path, value: object, problems: list[str]) -> tuple[Sure, ...]:
+    found = []
+    for entry in map(mapping, sequence(value)[:2]):
+        files = {
+            kind: path
+            for kind in MAPS
+            if (name := text(entry.get(kind))) and (path := inside(home, name, f"panels/{name}", problems))
+        }
+        means = {kind: mean for kind in MAPS if (mean := fraction(entry.get(f"mean_{kind}"))) is not None}
+        if files:
+            found.append(Sure(text(entry.get("model"), "?"), files, means))
+    return tuple(found)
