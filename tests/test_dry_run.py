@@ -165,7 +165,7 @@ def test_few_of_many_images_from_all_over_and_labelled_ones(nowhere: Path, kept:
     assert_passed(done, [stage["name"] for stage in recipes.read("cpu/weak_labels")["stages"]])
     source = (kept / "data" / "source.txt").read_text(encoding="utf-8").split()
     assert len(source) == 6
-    assert source[0] == "./000.png"
+    assert source[0] < "./004.png"
     assert source[-1] > "./015.png"
     assert (kept / "data" / "target.txt").read_text(encoding="utf-8").split() == ["./007.png", "./011.png"]
     assert "learns from points of 2 images" in done.err

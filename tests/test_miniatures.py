@@ -152,7 +152,14 @@ def test_layouts_are_recognised_by_themselves(tmp_path: Path) -> None:
     make_pair(tmp_path / "b", "synthia", classes_of("cityscapes_16"))
     for root, source, sets in (("a", "gta5", ["--set", "source.limit=2"]), ("b", "RAND_CITYSCAPES", [])):
         name = {"a": "cityscapes_19", "b": "cityscapes_16"}[root]
-        data = ["--source", tmp_path / root / source, "--target", tmp_path / root / "cityscapes", "--classes", name]
+        data: list[str | Path] = [
+            "--source",
+            tmp_path / root / source,
+            "--target",
+            tmp_path / root / "cityscapes",
+            "--classes",
+            name,
+        ]
         split = ["--set", "target.split=train"]
         found = segshift("check", *data, *split, *sets, "--out", tmp_path / f"check-{root}")
         assert found.code == 0, found

@@ -46,8 +46,8 @@ def net(seed: int, only: int | None = None, noise: float = 0.4) -> SmallNet:
     return made
 
 
-def stage(root: Path, name: str, made: SmallNet) -> Path:
-    save_model(root / name / "model", made, "small", {}, read_classes(root / "classes.json"), (WIDTH, HEIGHT))
+def stage(root: Path, name: str, made: SmallNet, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
+    save_model(root / name / "model", made, "small", {}, read_classes(root / "classes.json"), size)
     (root / name / "stage.json").write_text(json.dumps({"name": name, "done": True}))
     return root / name
 
@@ -178,6 +178,21 @@ def test_all_stages_count_each_weights_once(pair: Pair, tmp_path: Path) -> None:
     assert "note: c/cbst is not finished and was left out" in done.out
     call(tmp_path, *runs, "--stages", "cbst")
     assert set(by_name(chosen(tmp_path / "out"))) == {"a/cbst", "b/cbst"}
+
+
+def test_models_of_other_sizes_are_asked_at_theirs_and_compared_point_by_point(pair: Pair, tmp_path: Path) -> None:
+    small, large = run(pair, tmp_path / "small", net(1)), run(pair, tmp_path / "large", None)
+    stage(large, "03-cbst", net(1), (2 * WIDTH, 2 * HEIGHT))
+    assert call(tmp_path, small, large).code == 0
+    rows = by_name(chosen(tmp_path / "out"))
+    assert len(rows) == 2, "the same weights asked at another size are another candidate"
+    assert rows["small/cbst"]["histogram"] != rows["large/cbst"]["histogram"]
+    assert rows["small/cbst"]["figures"]["consensus_pixels"] == rows["large/cbst"]["figures"]["consensus_pixels"]
+
+
+def test_runs_of_one_name_are_told_apart(pair: Pair, tmp_path: Path) -> None:
+    call(tmp_path, *(run(pair, tmp_path / place / "x", net(seed)) for seed, place in enumerate("ab", 1)))
+    assert set(by_name(chosen(tmp_path / "out"))) == {"a/x/cbst", "b/x/cbst"}
 
 
 def test_a_model_on_its_own_needs_a_target(pair: Pair, tmp_path: Path) -> None:
