@@ -83,7 +83,7 @@ def batches(
     target = target_batch(picture(crop), points, classes)
     target = dataclasses.replace(target, full=picture(whole))
     # What other methods ask for would be held for nothing: a soft label is K maps at full size.
-    spare = {name: None for name in LARGE if needs is not None and name not in needs}
+    spare: dict[str, Any] = {name: None for name in LARGE if needs is not None and name not in needs}
     return Batch(picture(source), label, names=("a",)), dataclasses.replace(target, **spare)
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import evidence
 import own_figures
 import selection
 import weak_curve
@@ -191,13 +192,12 @@ def metrics_of(row: Row, runs: Path, seed: int) -> dict[str, Any] | None:
     return found
 
 
-def seconds_of(row: Row, runs: Path, seed: int) -> float | None:
-    """Training time of the row's own last stage; what is before it is shared."""
+def last_stage(row: Row, runs: Path, seed: int) -> dict[str, Any]:
+    """What is kept of the row's own last stage, such as its method and seconds; empty where it has none."""
     run, name = row.of or (row.name, "")
     stages = sorted((runs / f"{run}-{seed}").glob("[0-9][0-9]-*/stage.json"))
     known = [json.loads(stage.read_text()) for stage in stages if stage.parent.suffix != ".aside"]
-    wanted = [stage for stage in known if not name or stage["name"] == name]
-    return float(wanted[-1]["seconds"]) if wanted else None
+    return next((stage for stage in reversed(known) if not name or stage["name"] == name), {})
 
 
 def percent(values: list[float]) -> str:
@@ -223,9 +223,11 @@ def table(runs: Path, seeds: list[int]) -> list[str]:
     lines = [
         "| method | seeds | mIoU | over source_only | of the gap | over its control | of the gap | "
         + " | ".join(classes)
-        + " | pixel acc. | minutes |",
-        "|---|" + "---:|" * (8 + len(classes)),
+        + " | pixel acc. | minutes | GiB |",
+        "|---|" + "---:|" * (9 + len(classes)),
     ]
+    ends = {row.name: {s: last_stage(row, runs, s) for s in found[row.name]} for row in ROWS if found.get(row.name)}
+    memory = evidence.step_memory(dict.fromkeys(e["method"] for by in ends.values() for e in by.values() if e), runs)
     for row in ROWS:
         by_seed = found.get(row.name)
         if not by_seed:
@@ -234,7 +236,8 @@ def table(runs: Path, seeds: list[int]) -> list[str]:
         per_class = [
             percent([m["iou"][k] for m in by_seed.values() if m["iou"][k] is not None]) for k in range(len(classes))
         ]
-        times = [t for s in by_seed if (t := seconds_of(row, runs, s)) is not None]
+        own = [end for end in ends[row.name].values() if end]
+        gib = memory.get(own[0]["method"]) if own and row.name != "oracle" else None  # the oracle's batch is another
         cells = [
             row.name,
             ", ".join(map(str, by_seed)),
@@ -243,9 +246,12 @@ def table(runs: Path, seeds: list[int]) -> list[str]:
             *gain_cells(miou, found[row.control], found["oracle"]),
             *per_class,
             percent([m["pixel_accuracy"] for m in by_seed.values()]),
-            f"{statistics.mean(times) / 60:.1f}" if times else "",
+            f"{statistics.mean(end['seconds'] for end in own) / 60:.1f}" if own else "",
+            "" if gib is None else f"{gib:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    shown = {name: [100 * m["miou"] for m in by_seed.values()] for name, by_seed in found.items() if by_seed}
+    evidence.chart(shown, ROOT / "docs" / "images" / "real_pair.svg")
     return lines
 
 
@@ -330,6 +336,8 @@ def write_page(options: argparse.Namespace) -> None:
         "",
         *table(runs, options.seeds),
         "",
+        "![mIoU of every row, as bars](images/real_pair.svg)",
+        "",
         "Pseudo-labels of the training images, in percent of all pixels (coverage) and of those with truth (precision),"
         " measured after training on the truth of the training images:",
         "",
@@ -337,7 +345,9 @@ def write_page(options: argparse.Namespace) -> None:
         "",
         "*over*: points of mIoU over that row of the same seed; *its control*: source_control, or the one as long"
         " as the row. *of the gap*: how much of the way from that row to"
-        " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage.",
+        " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage, on a"
+        " machine that did other work too. *GiB*: peak of one of its steps in bf16, networks and optimiser included"
+        " (`bench/memory.py` at these sizes).",
         "",
         *ablation_section(runs, options.seeds),
         *weak_curve.section(curve_points(runs, options.seeds[0], options.data), ROOT / "docs"),

@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"errors", "types", "artefacts", "config", "data", "engine", "methods", "recipes", "report", "run", "setup"}
     | {"outcome", "checking", "demo_data", "feature_pictures", "supervision", "weak"},
     "miniatures": {"types", "artefacts", "data", "weak"},
-    "dry_run": {"errors", "api", "artefacts", "config", "data", "methods", "miniatures", "networks", "setup"}
+    "dry_run": {"errors", "api", "artefacts", "config", "data", "engine", "methods", "miniatures", "networks", "setup"}
     | {"supervision"},
     "annotate": {"errors", "types", "artefacts", "weak", "data", "engine", "setup"},
     "published": {"errors", "types", "config", "data", "engine", "nets", "setup"},

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from segshift import recipes
@@ -19,7 +22,7 @@ from segshift.dry_run import LEAST, SIDE, SIDES, STEPS
 from segshift.setup import stage_folder
 from segshift.weak.label import Point, WeakLabel
 from segshift.weak.store import WeakStore
-from workbench import NAMES, Outcome, Pair, assert_told, make_pair, read_json, segshift, spawn
+from workbench import NAMES, Outcome, Pair, assert_told, environment, make_pair, read_json, segshift, spawn
 
 
 @pytest.fixture
@@ -38,6 +41,22 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.chdir(tmp_path)
     return temporary
+
+
+@pytest.fixture
+def quick_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights from a table. A dry run builds ResNet-101 up to forty times, mostly to fill it from a file."""
+    table = 0.02 * torch.randn(65_537, generator=torch.Generator().manual_seed(0))
+
+    def fill(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        flat = tensor.detach().view(-1)
+        whole = len(flat) // len(table) * len(table)
+        flat[:whole].view(-1, len(table)).copy_(table)
+        flat[whole:].copy_(table[: len(flat) - whole])
+        return tensor
+
+    for name in ("kaiming_uniform_", "normal_"):
+        monkeypatch.setattr(torch.nn.init, name, fill)
 
 
 def assert_passed(done: Outcome, names: list[str]) -> None:
@@ -63,7 +82,7 @@ def lines_of(log: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_passes(name: str, kept: Path, nowhere: Path) -> None:
+def test_every_recipe_passes(name: str, kept: Path, nowhere: Path, quick_weights: None) -> None:
     recipe = validated(RunSettings, recipes.read(name), name)
     done = segshift("adapt", "--recipe", name, "--dry-run", "--out", kept, "--device", "cpu")
     assert_passed(done, [stage.name for stage in recipe.stages])
@@ -129,6 +148,19 @@ def test_a_class_list_of_ones_own_has_plain_folders_of_it(nowhere: Path, kept: P
     }
 
 
+def test_a_killed_dry_run_leaves_nothing(nowhere: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "segshift", "adapt", "--method", "advent", "--dry-run", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    assert process.stdout is not None
+    assert "plain folders" in process.stdout.readline()  # the folder is there; nothing is trained yet
+    assert left(nowhere)
+    process.terminate()
+    _, told = process.communicate(timeout=120)
+    assert process.returncode in (143, 130), told
+    assert "Traceback" not in told
+    assert not left(nowhere)
+
+
 # ---- on data of one's own
 
 
@@ -173,14 +205,14 @@ def test_few_of_many_images_from_all_over_and_labelled_ones(nowhere: Path, kept:
 
 def test_sizes_and_crops_have_one_scale(nowhere: Path, kept: Path, pair: Pair) -> None:
     sets = ["size=[512,256]", "source_size=[640,320]", "source_augment.crop=[256,160]", "target_augment.crop=[64,64]"]
-    sets += ["evaluation.window=[384,256]", "batch_size=8", "source_only.steps=2"]
+    sets += ["evaluation.window=[384,256]", "evaluation.scales=[0.5,1,1.5]", "batch_size=8", "source_only.steps=2"]
     given = [argument for each in sets for argument in ("--set", each)]
     done = segshift("adapt", *pair.data(), *QUICK, *given, "--dry-run", "--out", kept, "--device", "cpu")
     assert_passed(done, ["source_only"])
     small = validated(RunSettings, read_yaml(kept / "settings.yaml"), "settings.yaml")
     assert (small.size, small.source_size) == ((128, 64), (160, 80))
     assert (small.source_augment.crop, small.target_augment.crop) == ((64, 40), (LEAST, LEAST))
-    assert small.evaluation.window == (96, 64)
+    assert (small.evaluation.window, small.evaluation.scales) == ((96, 64), (1, 1.5))
     assert (small.batch_size, small.stages[0].steps) == (2, 2)
     assert "target 512x256 → 128x64, source 640x320 → 160x80 (scale 0.25" in done.out
 
@@ -210,6 +242,12 @@ def test_half_of_the_data_is_refused(nowhere: Path, pair: Pair) -> None:
     told = segshift("adapt", *QUICK, "--source", pair.source, "--val", pair.val, "--dry-run")
     assert_told(told, "source, val", "all of your data, or none", "leave out --source and --val")
     assert not left(nowhere)
+
+
+def test_nothing_is_written_among_the_images(nowhere: Path, pair: Pair) -> None:
+    out = pair.source / "images" / "dry"
+    assert_told(segshift("adapt", *pair.data(), *QUICK, "--dry-run", "--out", out), "lies among the images")
+    assert not out.exists()
 
 
 def test_what_stops_a_run_stops_a_dry_run(nowhere: Path, pair: Pair) -> None:

@@ -110,6 +110,19 @@ def test_all_but_evaluate_works(tmp_path: Path, watch: _Watch, kind: str) -> Non
     assert_told(segshift("evaluate", pair.run, "--domain", pair.target), "target", "to do")
 
 
+def test_a_choice_of_a_model_touches_no_label_of_the_target(tmp_path: Path, watch: _Watch) -> None:
+    pair = make_pair(tmp_path)
+    assert segshift(*pair.adapt(val=True)).code == 0
+    for number, folder in enumerate((_unreadable(pair, "target", "garbage"), pair.val)):
+        out = pair.root / f"chosen-{number}"
+        with watch.guard(folder):
+            done = segshift("select", pair.run, "--stages", "all", "--out", out, "--device", "cpu")
+        assert done.code == 0, done
+        assert not watch.touched
+        figures = read_json(out / "select.json")["candidates"][-1]["figures"]
+        assert figures["shift_source"] is not None, "labels of the source are counted"
+
+
 def test_no_process_that_reads_ahead_touches_a_label(tmp_path: Path, watch: _Watch) -> None:
     pair = make_pair(tmp_path)
     with watch.guard(_unreadable(pair, "target", "garbage")):

@@ -55,10 +55,10 @@ def mapped(values: np.ndarray, table: dict[int, int]) -> np.ndarray:
 
 def test_folders_and_names_are_those_of_the_releases(tmp_path: Path) -> None:
     make_pair(tmp_path / "a", "gta5", classes_of("cityscapes_19"))
-    gta5 = {f"{folder}/{i:05d}.png" for folder in ("images", "labels") for i in (1, 2, 3)}
+    gta5 = {f"{folder}/{i:05d}.png" for folder in ("images", "labels") for i in (1, 2)}
     assert names_below(tmp_path / "a" / "gta5") == gta5
     make_pair(tmp_path / "b", "synthia", classes_of("cityscapes_16"))
-    synthia = {f"{folder}/{i:07d}.png" for folder in ("RGB", "GT/LABELS") for i in (0, 1, 2)}
+    synthia = {f"{folder}/{i:07d}.png" for folder in ("RGB", "GT/LABELS") for i in (0, 1)}
     assert names_below(tmp_path / "b" / "RAND_CITYSCAPES") == synthia
     for root in ("a", "b"):
         cityscapes = names_below(tmp_path / root / "cityscapes")
@@ -150,7 +150,7 @@ def test_layouts_are_recognised_by_themselves(tmp_path: Path) -> None:
     """SYNTHIA by its folder, GTA5 by its palette: only the label of another size has to be allowed."""
     make_pair(tmp_path / "a", "gta5", classes_of("cityscapes_19"))
     make_pair(tmp_path / "b", "synthia", classes_of("cityscapes_16"))
-    for root, source, sets in (("a", "gta5", ["--set", "source.limit=2"]), ("b", "RAND_CITYSCAPES", [])):
+    for root, source, sets in (("a", "gta5", ["--set", "source.limit=1"]), ("b", "RAND_CITYSCAPES", [])):
         name = {"a": "cityscapes_19", "b": "cityscapes_16"}[root]
         data: list[str | Path] = [
             "--source",
@@ -163,8 +163,8 @@ def test_layouts_are_recognised_by_themselves(tmp_path: Path) -> None:
         split = ["--set", "target.split=train"]
         found = segshift("check", *data, *split, *sets, "--out", tmp_path / f"check-{root}")
         assert found.code == 0, found
-    whole = segshift("check", "--source", tmp_path / "a" / "gta5", *data[2:4], "--classes", name, *split)
-    assert_told(whole, "00003.png", "resize_labels", code=1)
+    whole = segshift("check", "--source", tmp_path / "a" / "gta5", *data[2:4], "--classes", name, *split, "--out", tmp_path / "whole")
+    assert_told(whole, "00002.png", "resize_labels", code=1)
 
 
 def test_weak_labels_say_what_is_there(tmp_path: Path) -> None:

@@ -141,6 +141,13 @@ def test_weights_meet_the_normalisation_that_they_were_trained_with(name: str) -
             assert net.checkpoint.parent == Path("weights"), "one folder for all"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_vgg16")])
+def test_vgg16_has_no_head_that_learns_faster(name: str) -> None:
+    """It names none, so a factor would say something that does not happen."""
+    for stage in settings_of(name).stages:
+        assert "head_factor" not in stage.settings.get("optimizer", {})
+
+
 # ---- the rounds of CBST, CRST and TPLD
 
 

@@ -15,6 +15,8 @@ import yaml
 from segshift.config import RunSettings, validated
 from segshift.data.classes import read_classes
 from segshift.engine.model import save_model
+from segshift.errors import UserError
+from segshift.report import build_selection
 from segshift.selecting import FIGURES, RULE, Asked, best, recommend, select
 from segshift.setup import dump_yaml
 from small_net import SmallNet, small_net
@@ -129,7 +131,8 @@ def test_what_has_collapsed_is_told_and_never_recommended(
     assert content["recommended"] == "standing/cbst"
     fallen = by_name(content)["fallen/cbst"]
     assert fallen["figures"]["entropy"] < 0.01, "by its entropy it would be the best"
-    assert (fallen["score"], len(fallen["lost"])) == (None, len(fallen["lost"]) or 1)
+    assert fallen["score"] is None
+    assert fallen["lost"]
     assert "collapsed: fallen/cbst: " in done.out
     assert "has collapsed" in (tmp_path / "out" / "select.html").read_text()
 
@@ -217,8 +220,10 @@ def test_errors_say_what_to_do(pair: Pair, tmp_path: Path) -> None:
     good = run(pair, tmp_path / "a", net(1))
     assert_told(call(tmp_path, tmp_path / "none"), "does not exist", "a run")
     assert_told(call(tmp_path, run(pair, tmp_path / "half", None)), "is not finished", "finished run")
-    assert_told(call(tmp_path, good, "--stages", "cbts"), "no finished stage cbts", "cbst")
+    assert_told(call(tmp_path, good, "--stages", "cbts"), "no run has a stage cbts", "cbst")
+    assert_told(call(tmp_path, good, "--stages", "cbst,sorce_only"), "no run has a stage sorce_only", "source_only")
     assert_told(call(tmp_path, good, "--images", "0"), "--images 0", "1 at least")
+    assert_told(call(tmp_path, good, "--seed", "-1"), "--seed -1", "0 or more")
     elsewhere = run(pair, tmp_path / "b", net(2), target={"root": str(pair.source)})
     assert_told(call(tmp_path, good, elsewhere), "was adapted to", "--target")
     other = run(pair, tmp_path / "c", net(2))
@@ -247,6 +252,14 @@ def test_histograms_are_those_of_what_the_models_predict(pair: Pair, tmp_path: P
     assert content["candidates"][0]["histogram"] == [0, 0, 1, 0]
     assert content["images"] == ["000", "001", "002"]
     assert yaml.safe_load((tmp_path / "a" / "run.yaml").read_text())["target"]["root"] == content["target"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"figures": [], "candidates": []}'])
+def test_a_damaged_select_json_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
+    (tmp_path / "select.json").write_text(content)
+    with pytest.raises(UserError, match=r"select\.json"):
+        build_selection(tmp_path)
+    assert not (tmp_path / "select.html").exists()
 
 
 # ---- the rule

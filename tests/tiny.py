@@ -23,7 +23,26 @@ MOVED = 3
 """Pixels by which strong views are moved."""
 
 
-class TinyNet(SegmentationNet):
+class TwoLayers(SegmentationNet):
+    """A stem with a batch norm and a body, a classifier on each; what they are, a subclass says."""
+
+    stem: nn.Conv2d
+    norm: nn.BatchNorm2d
+    body: nn.Conv2d
+    classifier: nn.Conv2d
+    aux_classifier: nn.Conv2d | None
+
+    def forward(self, image: Tensor) -> Prediction:
+        middle = torch.tanh(self.norm(self.stem(image - 0.5)))
+        features = torch.tanh(self.body(middle))
+        aux = None if self.aux_classifier is None else self.aux_classifier(middle)
+        return Prediction(self.classifier(features), features, aux)
+
+    def head_modules(self) -> list[nn.Module]:
+        return [self.classifier] if self.aux_classifier is None else [self.classifier, self.aux_classifier]
+
+
+class TinyNet(TwoLayers):
     """Two strided convolutions with a batch norm; stride 4, so that its grid is not the image's."""
 
     def __init__(self, aux: bool = False, batch_norm: BatchNormPolicy = "as-reference", seed: int = 0) -> None:
@@ -37,15 +56,6 @@ class TinyNet(SegmentationNet):
             self.classifier = nn.Conv2d(FEATURES, CLASSES, 1)
             self.aux_classifier = nn.Conv2d(6, CLASSES, 1, stride=2) if aux else None
         self.apply_batch_norm_policy()
-
-    def forward(self, image: Tensor) -> Prediction:
-        middle = torch.tanh(self.norm(self.stem(image - 0.5)))
-        features = torch.tanh(self.body(middle))
-        aux = None if self.aux_classifier is None else self.aux_classifier(middle)
-        return Prediction(self.classifier(features), features, aux)
-
-    def head_modules(self) -> list[nn.Module]:
-        return [self.classifier] if self.aux_classifier is None else [self.classifier, self.aux_classifier]
 
 
 def source_batch(step: int, size: int = 2) -> Batch:

@@ -61,10 +61,14 @@ def find_candidates(paths: Sequence[Path], stages: str = "last") -> tuple[list[C
             classes.
     """
     notes: list[str] = []
+    _known_stages(paths, stages)
     found = [candidate for path in paths for candidate in _of_path(path, stages, notes)]
     if not found:
-        known = {s.name for path in paths if (run := _settings(path)) for s in run.stages if s.method}
-        raise UserError(f"no finished stage {stages} in {', '.join(map(str, paths))}", nearest(stages, known))
+        raise UserError(
+            f"no finished stage {stages} in {', '.join(map(str, paths))}",
+            "a stage with its model",
+            "run its command again: it goes on",
+        )
     for other in found[1:]:
         if other.classes != found[0].classes:
             raise UserError(
@@ -73,6 +77,18 @@ def find_candidates(paths: Sequence[Path], stages: str = "last") -> tuple[list[C
                 "choose between models of the same class list only",
             )
     return _once(_distinct(found)), notes
+
+
+def _known_stages(paths: Sequence[Path], stages: str) -> None:
+    """Refuse a name that no run has: a slip of the pen would leave out a candidate without a word."""
+    runs = [settings for path in paths if (settings := _settings(path))]
+    if stages in ("last", "all") or not runs:
+        return
+    known = {stage.name for run in runs for stage in run.stages if stage.method}
+    for name in (name.strip() for name in stages.split(",")):
+        if name not in known:
+            told = f"no run has a stage {name}" if name else f"--stages {stages!r} names no stage"
+            raise UserError(told, "last, all, or names of training stages by commas", nearest(name, known))
 
 
 def candidate_at(folder: Path, settings: RunSettings | None, name: str) -> Candidate:

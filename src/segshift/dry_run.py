@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from segshift import api
@@ -18,11 +21,21 @@ from segshift.data.classes import CITYSCAPES_19, canonical, read_classes
 from segshift.data.domains import Domain, DomainSettings, open_domain
 from segshift.data.images import Size
 from segshift.data.statistics import spread
+from segshift.engine.inference import Options
 from segshift.errors import UserError
 from segshift.methods.base import WeakReading
 from segshift.miniatures import Pair, make_pair, make_weak_labels, plain_classes
 from segshift.networks import with_nets
-from segshift.setup import Domains, devices, dump_yaml, method_settings, open_domains, resolved, stage_folder
+from segshift.setup import (
+    Domains,
+    devices,
+    dump_yaml,
+    keep_apart,
+    method_settings,
+    open_domains,
+    resolved,
+    stage_folder,
+)
 from segshift.supervision import read_weak_labels
 
 STEPS = 3
@@ -36,8 +49,8 @@ deeplab_lite fewer pixels would leave too few cells for prototypes and feature p
 LEAST = 32
 """No side of an image or a crop is shorter: the settings refuse it."""
 
-BATCH, IMAGES, PANELS = 2, 6, 2
-"""At most: images of a batch, of each domain of one's own, pictures in the report."""
+BATCH, IMAGES, PANELS, SCALES = 2, 6, 2, 2
+"""At most: images of a batch, of each domain of one's own, pictures in the report, scales at test time."""
 
 PAIRS: Mapping[str, Pair] = {"gta5_cityscapes": "gta5", "synthia_cityscapes": "synthia"}
 """Folder of a recipe → miniatures of the data that it is for."""
@@ -109,7 +122,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
         UserError: something is in `out` already; a run's finished stages must not be set aside for those of a dry run.
     """
     if out is None:
-        with tempfile.TemporaryDirectory(prefix="segshift-dry-run-") as name:
+        with tempfile.TemporaryDirectory(prefix="segshift-dry-run-") as name, _tidy_end():
             yield Path(name)
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -118,7 +131,24 @@ def _folder(out: Path | None) -> Iterator[Path]:
             "for --dry-run a folder that is new or empty: a dry run must not mix with a real one",
             "choose another --out, or leave it out: the dry run is then removed at its end",
         )
-    yield make_folder(out)
+    yield out
+
+
+@contextlib.contextmanager
+def _tidy_end() -> Iterator[None]:
+    """Let SIGTERM (a batch system's, say) unwind: by default it would end the process with gigabytes left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---- data
@@ -134,7 +164,9 @@ def _with_data(
     """
     given = [part for part in _DATA if getattr(asked, part) is not None]
     if {"source", "target"} <= set(given):
-        own = _own(asked, open_domains(asked), folder)
+        domains = open_domains(asked)
+        keep_apart(folder, domains)
+        own = _own(asked, domains, folder)
         say(f"data: at most {IMAGES} images each of {', '.join(part for part in given if part != 'weak')}")
         return own, open_domains(own)
     if given:
@@ -213,27 +245,29 @@ def _scaled(settings: RunSettings, say: Callable[[str], None]) -> RunSettings:
     def view(augment: AugmentSettings) -> AugmentSettings:
         return augment.model_copy(update={"crop": less(augment.crop)}) if augment.crop else augment
 
-    def options(content: dict[str, Any]) -> dict[str, Any]:
-        return {**content, "window": less(content["window"])} if content.get("window") else content
+    def options(known: Options) -> Options:
+        window = known.window and less(known.window)
+        return known.model_copy(update={"window": window, "scales": known.scales[-SCALES:]})
 
     def stage(whole: StageSettings) -> StageSettings:
         views = {key: own for key in ("source_augment", "target_augment") if (own := getattr(whole, key))}
         own = whole.settings
-        own = {**own, "evaluation": options(own["evaluation"])} if own.get("evaluation") else own
+        if own.get("evaluation"):
+            tested = options(validated(Options, own["evaluation"], f"stage {whole.name}: evaluation"))
+            own = {**own, "evaluation": tested.model_dump(mode="json")}
         return whole.model_copy(update={"settings": own, **{key: view(value) for key, value in views.items()}})
 
     source = settings.source_size and less(settings.source_size)
     told = f"target {_shape(size)} → {_shape(less(size))}"
     told += f", source {_shape(settings.source_size)} → {_shape(source)}" if settings.source_size and source else ""
     say(f"sizes: {told} (scale {float(factor):.3g}; crops and windows too, none below {LEAST} pixels)")
-    window = settings.evaluation.window
     update: dict[str, Any] = {
         "size": less(size),
         "source_size": source,
         "source_augment": view(settings.source_augment),
         "target_augment": view(settings.target_augment),
         "stages": tuple(map(stage, settings.stages)),
-        "evaluation": settings.evaluation.model_copy(update={"window": window and less(window)}),
+        "evaluation": options(settings.evaluation),
     }
     return settings.model_copy(update=update)
 
@@ -243,7 +277,8 @@ def _shape(size: Size) -> str:
 
 
 def _short(settings: RunSettings) -> RunSettings:
-    """The settings with few steps, small batches, few pictures, and at most one process that reads images."""
+    """The settings with few steps, small batches, few pictures, no mIoU curve (the evaluation at the end is the same
+    code), and at most one process that reads images."""
 
     def stage(whole: StageSettings) -> StageSettings:
         batch = whole.batch_size and min(whole.batch_size, BATCH)
@@ -254,7 +289,7 @@ def _short(settings: RunSettings) -> RunSettings:
             "stages": tuple(map(stage, settings.stages)),
             "batch_size": min(settings.batch_size, BATCH),
             "log_every": 1,
-            "validate_every": min(settings.validate_every, STEPS),
+            "validate_every": 0,
             "panels": min(settings.panels, PANELS),
             "workers": min(settings.workers, 1),
         }

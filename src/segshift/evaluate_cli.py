@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +54,8 @@ def evaluate(
 
     declared = read_yaml(domain) if domain and domain.suffix.lower() in (".yaml", ".yml") else domain
     options = chosen_options(flip, scales, window)
+    if out is not None:
+        _figures_folder(out)
     if published is not None or layout is not None:
         if run is not None or published is None or layout is None or points is not None or against is not None:
             raise _contradiction(run, published, layout)
@@ -83,6 +87,25 @@ def _contradiction(run: Path | None, published: Path | None, layout: str | None)
     if run is not None:
         return UserError(f"both a run, {run}, and --published {published}", "one of them", "leave one out")
     return UserError("--points or --against with --published", "a domain with labels", "leave them out")
+
+
+def _figures_folder(out: Path) -> None:
+    """Make the folder before anything is measured, so that no figure is lost to a folder that cannot be written.
+
+    Raises:
+        UserError: it cannot be made, or is a run's: its own metrics.json would be lost.
+    """
+    from segshift.artefacts.store import make_folder, write_error
+
+    if (out / "run.yaml").exists():
+        raise UserError(
+            f"--out {out} is a run's folder",
+            "a folder for these figures alone: the run has a metrics.json of its own",
+            "choose another --out",
+        )
+    make_folder(out)
+    if not os.access(out, os.W_OK):
+        raise write_error(out, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def _published(

@@ -31,7 +31,7 @@ Pair = Literal["gta5", "synthia", "folders"]
 GTA5_SIZE, SYNTHIA_SIZE, CITYSCAPES_SIZE = (239, 132), (160, 95), (256, 128)
 """(w, h), an eighth of 1914x1052, 1280x760 and 2048x1024 (methods.md section 0.1)."""
 
-IMAGES, VAL_IMAGES = 3, 2
+IMAGES, VAL_IMAGES = 2, 2
 """Images of source and target, and of the labelled part."""
 
 PLAIN_CLASSES = ("road", "building", "vegetation", "sky", "person", "car")

@@ -14,7 +14,7 @@ from segshift.data.classes import BUILT_IN, read_classes
 from segshift.data.domains import DomainSettings, open_domain
 from segshift.data.images import image_size
 from segshift.engine.evaluate import evaluate
-from segshift.engine.inference import Options
+from segshift.engine.inference import Options, whole_float32
 from segshift.engine.metrics import Metrics
 from segshift.engine.model import Model, build_net
 from segshift.engine.progress import track
@@ -228,7 +228,7 @@ def evaluate_published(
     """Measure a published checkpoint, or the average of several, in the protocol of its release.
 
     Images are fed at the release's size, logits upsampled bilinearly with aligned corners to the label's own size, and
-    one confusion matrix is accumulated, in float32 on every device.
+    one confusion matrix is accumulated, in float32 on every device (no TF32).
 
     Args:
         files: of one release; logits are averaged with equal weights (ADVENT's AdvEnt+MinEnt).
@@ -255,7 +255,7 @@ def evaluate_published(
     labelled = open_domain(settings, first.model.classes, labelled=True, name="evaluation")
     chosen = options or first.protocol.options
     height, width = image_size(labelled.items[0].image)
-    with track("evaluate", len(labelled)) as bar:
+    with track("evaluate", len(labelled)) as bar, whole_float32():
         metrics = evaluate(
             [each.model.net for each in opened],
             labelled,

@@ -51,7 +51,7 @@ def table(content: Mapping[str, Any]) -> list[str]:
         if row["collapsed"]:
             lines.append(f"collapsed: {row['name']}: {'; '.join(row['collapsed'])}")
         elif row["lost"]:
-            lines.append(f"warning: {row['name']} no longer finds {', '.join(row['lost'])}")
+            lines.append(f"warning: {row['name']} does not find {', '.join(row['lost'])}")
     lines += [f"note: {note}" for note in content["notes"]]
     chosen = content["recommended"]
     rule = "; ".join(figure["head"] for figure in content["figures"] if figure["name"] in content["rule"])

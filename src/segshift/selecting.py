@@ -43,12 +43,12 @@ SOURCE_LABELS = 200
 """Labels of the source, evenly spread, whose classes are counted at most."""
 
 FIGURES: Mapping[str, tuple[str, bool]] = {
+    "effective": ("effective classes", True),
+    "shift_source": ("shift, source", False),
     "entropy": ("entropy", False),
     "infomax": ("InfoMax", True),
     "infomax_prior": ("InfoMax, prior", True),
     "density": ("density", True),
-    "effective": ("effective classes", True),
-    "shift_source": ("shift, source", False),
     "shift_model": ("shift, source model", False),
     "teacher": ("teacher, points", True),
     "consensus_pixels": ("others, points", True),
@@ -109,6 +109,8 @@ def select(
     asked, where, root = asked or Asked(), devices(device), Path(out)
     if asked.images < 1:
         raise UserError(f"--images {asked.images}", "1 at least", "leave it out for 64")
+    if asked.seed < 0:
+        raise UserError(f"--seed {asked.seed}", "0 or more", "leave it out for 0")
     candidates, notes = find_candidates([Path(path) for path in paths], asked.stages)
     palette = tuple((r, g, b) for r, g, b in candidates[0].config["classes"]["palette"])
     classes = ClassSet(candidates[0].classes, palette)

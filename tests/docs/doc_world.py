@@ -22,8 +22,8 @@ from segshift.config import AugmentSettings, RunSettings
 from segshift.data.classes import CITYSCAPES_19
 from segshift.data.domains import DomainSettings
 from segshift.nets import NETS, resnet
-from segshift.nets.base import BatchNormPolicy, SegmentationNet
-from segshift.types import Prediction
+from segshift.nets.base import BatchNormPolicy
+from tiny import TwoLayers
 from workbench import segshift
 
 sys.path.append(str(Path(__file__).parents[1] / "nets"))
@@ -42,7 +42,7 @@ DOMAIN_PARTS = ("source", "target", "val", "truth")
 # ---- a network that costs next to nothing, under the name and with the options of the default one
 
 
-class StandIn(SegmentationNet):
+class StandIn(TwoLayers):
     """Two strided convolutions with a batch norm; like `deeplab_lite` it has D features and perhaps a second head."""
 
     def __init__(self, num_classes: int, batch_norm: BatchNormPolicy, aux: bool) -> None:
@@ -55,15 +55,6 @@ class StandIn(SegmentationNet):
         nn.init.normal_(self.classifier.weight, std=2.0)  # sure of much from the start, so that labels differ
         self.aux_classifier = nn.Conv2d(8, num_classes, 1, stride=2) if aux else None
         self.apply_batch_norm_policy()
-
-    def forward(self, image: Tensor) -> Prediction:
-        middle = torch.tanh(self.norm(self.stem(image - 0.5)))
-        features = torch.tanh(self.body(middle))
-        aux = None if self.aux_classifier is None else self.aux_classifier(middle)
-        return Prediction(self.classifier(features), features, aux)
-
-    def head_modules(self) -> list[nn.Module]:
-        return [self.classifier] if self.aux_classifier is None else [self.classifier, self.aux_classifier]
 
 
 def stand_in(

@@ -183,6 +183,13 @@ def test_a_target_that_is_one_class_is_no_collapse_where_the_reference_says_so_t
     assert collapse(np.array([0.6, 0.4, 0, 0]), None, NAMES).reasons == ()
 
 
+def test_one_class_alone_is_a_collapse_even_if_the_source_model_has_collapsed_too() -> None:
+    fallen = np.array([0.96, 0.04, 0, 0])
+    alone = np.array([0.9999, 0.0001, 0, 0])
+    assert "road is predicted on 100.0 %" in collapse(alone, fallen, NAMES).reasons[0]
+    assert collapse(alone, alone, NAMES).reasons
+
+
 # ---- kept answers
 
 
@@ -242,6 +249,24 @@ def test_kept_answers_are_the_networks_softmax_at_the_grid(tmp_path: Path) -> No
     assert read_answers(tmp_path / "none.npy", (3, 4, 6, 8)) is None
     (tmp_path / "half.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:200])
     assert read_answers(tmp_path / "half.npy", (3, 4, 6, 8)) is None
+
+
+class Sizes:
+    """A bar that notes, at every image, how long the file is that is being written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.found = folder, list[int]()
+
+    def advance(self, count: int = 1) -> None:
+        self.found.append(max(path.stat().st_size for path in self.folder.glob(".*.tmp.npy")))
+
+
+def test_answers_are_written_as_they_come_and_not_into_a_mapping(tmp_path: Path) -> None:
+    """A mapping of a file that does not fit on the disk kills the process (SIGBUS) instead of raising."""
+    place = Place(domain(tmp_path, 3), (0, 1, 2), (64, 64), torch.device("cpu"))
+    model, sizes = Model(SmallNet(4).eval(), place.domain.classes, (64, 48), {}), Sizes(tmp_path)
+    write_answers(tmp_path / "a.npy", model, place, Options(), "fp32", sizes)  # type: ignore[arg-type]
+    assert sizes.found[0] < sizes.found[2] <= (tmp_path / "a.npy").stat().st_size
 
 
 def test_answers_of_a_diverged_network_are_an_error_and_leave_no_file(tmp_path: Path) -> None:

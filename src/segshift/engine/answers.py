@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float16
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 
 from segshift.artefacts.store import atomic_path
 from segshift.data.domains import Domain
@@ -78,17 +78,17 @@ def write_answers(
     def read(index: int) -> np.ndarray:
         return load_resized(place.domain.items[index].image, size)[0]
 
-    with atomic_path(path) as temporary:
-        shape = (len(images), len(model.classes), *place.grid)
-        kept = open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-        for row, (_, wait) in enumerate(ahead(read, images, place.workers)):
+    shape = (len(images), len(model.classes), *place.grid)
+    # Written row by row and not into a mapping of the file: where the disk is full, that ends the process by a signal.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for _, wait in ahead(read, images, place.workers):
             with autocast(place.device, precision):
                 logits = logits_at([model.net], as_input(wait(), place.device), place.grid, options)
-            kept[row] = logits.log_softmax(dim=1)[0].clamp(min=LEAST).cpu().numpy()
+            kept = logits.log_softmax(dim=1)[0].clamp(min=LEAST).cpu().numpy()
+            file.write(kept.astype("<f2").tobytes())
             if bar is not None:
                 bar.advance()
-        kept.flush()
-        del kept
 
 
 def read_answers(path: Path, shape: Sequence[int]) -> Float16[np.ndarray, "I K h w"] | None:

@@ -68,6 +68,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+@contextlib.contextmanager
+def whole_float32() -> Iterator[None]:
+    """Convolutions in float32 proper inside: on GPUs since Ampere torch rounds their factors to TF32, 10 bits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def as_input(pixels: UInt8[np.ndarray, "h w 3"], device: torch.device) -> Float[Tensor, "1 3 h w"]:
     """An image's pixels as a batch of one that networks take: float32 RGB in [0, 1] on `device`."""
     return as_float(pixels)[None].to(device)

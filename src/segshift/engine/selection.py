@@ -166,10 +166,11 @@ def collapse(
 ) -> Collapse:
     """Whether a network predicts few classes only, or anything.
 
-    It has collapsed where one class has `NEARLY_ALL` of the points (and the reference gives it less), where its
-    effective number of classes is below `FEW` of the reference's, where it has lost `MOST_LOST` of the classes that
-    the reference finds, or where it says what the source model says on less than `ASTRAY` of the points. A class is
-    found from a share of `FOUND` on, and lost where less than `LOST` of the reference's share is left.
+    It has collapsed where one class has `NEARLY_ALL` of the points (and the reference gives it less, or no other class
+    is found: the source model may have collapsed itself), where its effective number of classes is below `FEW` of the
+    reference's, where it has lost `MOST_LOST` of the classes that the reference finds, or where it says what the source
+    model says on less than `ASTRAY` of the points. A class is found from a share of `FOUND` on, and lost where less
+    than `LOST` of the reference's share is left.
 
     Args:
         histogram: (K,) of the predicted classes.
@@ -182,7 +183,8 @@ def collapse(
     reasons: list[str] = []
     lost: tuple[int, ...] = ()
     largest = int(histogram.argmax())
-    if histogram[largest] >= NEARLY_ALL and (reference is None or reference[largest] < NEARLY_ALL):
+    alone = len(histogram) > 1 and np.count_nonzero(histogram >= FOUND) == 1
+    if histogram[largest] >= NEARLY_ALL and (alone or reference is None or reference[largest] < NEARLY_ALL):
         reasons.append(f"{names[largest]} is predicted on {100 * histogram[largest]:.1f} % of the points")
     if reference is not None:
         found = np.flatnonzero(reference >= FOUND)

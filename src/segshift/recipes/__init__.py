@@ -44,7 +44,9 @@ def read(name: str) -> dict[str, Any]:
 
 def _meant(name: str) -> str:
     """Which recipe may have been meant; there are too many of them to name all."""
-    last = name.rpartition("/")[2]
+    group, _, last = name.rpartition("/")
+    if (whole := group if not last else name) in groups():
+        return f"it is a group of them: `segshift recipes {whole}` lists it"
     close = [known for known in names() if known.partition("/")[2] == last]
     close = close or difflib.get_close_matches(name, [*names(), *groups()], n=1, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"groups of them: {', '.join(groups())}"

@@ -94,7 +94,7 @@ def _lines(
         shares = [values.fraction(share) or 0.0 for share in values.sequence(row.get("histogram"))]
         line = Line(
             name=values.text(row.get("name")),
-            also=", ".join(values.text(name) for name in values.sequence(row.get("also"))),
+            also=_few([values.text(name) for name in values.sequence(row.get("also"))]),
             score="" if score is None else f"{score:g}",
             recommended=row.get("name") is not None and row.get("name") == content.get("recommended"),
             values=tuple(column[index] for column in columns),
@@ -106,6 +106,10 @@ def _lines(
         )
         scored.append((score is None, 0.0 if score is None else score, not line.recommended, index, line))
     return [line for *_, line in sorted(scored, key=lambda entry: entry[:-1])]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
 def _column(rows: Sequence[Mapping[str, Any]], figure: str, higher: bool) -> list[Value]:
