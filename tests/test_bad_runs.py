@@ -74,6 +74,24 @@ def test_full_disk_while_results_are_written(trained: Pair, tmp_path: Path) -> N
         assert_whole(disk)
 
 
+def test_full_disk_while_answers_of_models_are_kept(trained: Pair, tmp_path: Path) -> None:
+    """They were written into a mapping of the file once: a full disk then killed the process without a word."""
+    with small_disk(tmp_path / "disk", 65536) as disk:
+        command = ("select", trained.run, "--out", disk / "out")
+        assert_told(segshift(*command), "the disk is full", "free some space")
+        assert_whole(disk)
+        assert not list((disk / "out" / "answers").glob("*.npy"))
+        _grown(disk)
+        assert segshift(*command).code == 0
+
+
+@pytest.mark.parametrize("group", ["gta5_cityscapes", "synthia_cityscapes"])
+def test_full_disk_while_miniatures_are_drawn(tmp_path: Path, group: str) -> None:
+    with small_disk(tmp_path / "disk", 32768) as disk:
+        told = segshift("adapt", "--recipe", f"{group}/minent_vgg16", "--dry-run", "--out", disk / "out")
+        assert_told(told, "the disk is full", str(disk))
+
+
 def _fill(disk: Path, leave: int) -> Path:
     """Fill a disk but for so many bytes; the file to remove to free it."""
     ballast = disk / "ballast.bin"

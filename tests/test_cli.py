@@ -195,6 +195,16 @@ def test_evaluate_and_its_options(trained: Pair, tmp_path: Path) -> None:
     assert_whole(tmp_path)
 
 
+def test_figures_never_replace_a_runs_own_and_their_folder_is_looked_at_first(trained: Pair, tmp_path: Path) -> None:
+    before = (trained.run / "metrics.json").read_bytes()
+    assert_told(segshift("evaluate", trained.run, "--out", trained.run), "is a run's folder", "metrics.json")
+    assert (trained.run / "metrics.json").read_bytes() == before
+    (tmp_path / "file").write_text("")
+    told = segshift("evaluate", trained.run, "--out", tmp_path / "file")
+    assert_told(told, "is a file")
+    assert "evaluate: " not in told.err, "an hour of measuring would be lost"
+
+
 def test_evaluate_a_declared_domain(trained: Pair, tmp_path: Path) -> None:
     path = tmp_path / "val.yaml"
     path.write_text(f"root: '{trained.val}'\nclass_map: {{3: ignore}}\n")

@@ -163,7 +163,9 @@ def test_layouts_are_recognised_by_themselves(tmp_path: Path) -> None:
         split = ["--set", "target.split=train"]
         found = segshift("check", *data, *split, *sets, "--out", tmp_path / f"check-{root}")
         assert found.code == 0, found
-    whole = segshift("check", "--source", tmp_path / "a" / "gta5", *data[2:4], "--classes", name, *split, "--out", tmp_path / "whole")
+    whole = segshift(
+        "check", "--source", tmp_path / "a" / "gta5", *data[2:4], "--classes", name, *split, "--out", tmp_path / "whole"
+    )
     assert_told(whole, "00002.png", "resize_labels", code=1)
 
 

@@ -270,7 +270,8 @@ def test_a_recipe_is_shown_as_it_is_written(name: str) -> None:
 def test_unknown_names_are_told() -> None:
     assert_told(segshift("recipes", "show", "advent"), "'advent'", "'gta5_cityscapes/advent'", "'cpu/advent'")
     assert_told(segshift("recipes", "gta5_cityscapes/minen"), "did you mean 'gta5_cityscapes/minent'?")
-    assert_told(segshift("recipes", "show", "cpu"), "unknown recipe 'cpu'", "to do")
+    assert_told(segshift("recipes", "show", "cpu"), "unknown recipe 'cpu'", "`segshift recipes cpu` lists it")
+    assert_told(segshift("recipes", "cpu/"), "`segshift recipes cpu` lists it")
     assert_told(segshift("recipes", "xyzzy"), "groups", "synthia_cityscapes")
     assert_told(segshift("recipes", "show"), "one name", "recipes show NAME")
     assert_told(segshift("recipes", "cpu/advent", "cpu/minent"), "one name")

@@ -246,6 +246,31 @@ def test_source_labels_that_are_gone_cost_their_figures_alone(pair: Pair, tmp_pa
     assert row["figures"]["infomax"] is not None
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '["a"]'])
+def test_damaged_class_shares_of_the_source_are_counted_again(pair: Pair, tmp_path: Path, content: str) -> None:
+    made = run(pair, tmp_path / "a", net(1))
+    assert call(tmp_path, made).code == 0
+    before = (tmp_path / "out" / "select.json").read_bytes()
+    (kept,) = (tmp_path / "out" / "answers").glob("source-*.json")
+    kept.write_text(content)
+    assert call(tmp_path, made).code == 0
+    assert (tmp_path / "out" / "select.json").read_bytes() == before
+
+
+def test_class_shares_are_those_of_the_class_list(pair: Pair, tmp_path: Path) -> None:
+    """Labels that are declared by class names: the same files hold other train ids with another list."""
+    spelled = {"root": str(pair.source), "class_map": dict(enumerate(NAMES))}
+    call(tmp_path, run(pair, tmp_path / "a", net(1), source=spelled))
+    other = run(pair, tmp_path / "b", net(1), source=spelled)
+    for config in other.glob("*/model/config.json"):
+        changed = json.loads(config.read_text())
+        changed["classes"]["names"].reverse()
+        changed["classes"]["palette"].reverse()
+        config.write_text(json.dumps(changed))
+    call(tmp_path, other)
+    assert len(list((tmp_path / "out" / "answers").glob("source-*.json"))) == 2
+
+
 def test_histograms_are_those_of_what_the_models_predict(pair: Pair, tmp_path: Path) -> None:
     select([run(pair, tmp_path / "a", net(1, only=2))], tmp_path / "out", Asked(), device="cpu")
     content = chosen(tmp_path / "out")

@@ -90,12 +90,13 @@ def _contradiction(run: Path | None, published: Path | None, layout: str | None)
 
 
 def _figures_folder(out: Path) -> None:
-    """Make the folder before anything is measured, so that no figure is lost to a folder that cannot be written.
+    """Look at the folder before anything is measured, so that no figure is lost to one that cannot be written; nothing
+    is made yet, since a mistake in the other arguments should leave nothing behind.
 
     Raises:
         UserError: it cannot be made, or is a run's: its own metrics.json would be lost.
     """
-    from segshift.artefacts.store import make_folder, write_error
+    from segshift.artefacts.store import write_error
 
     if (out / "run.yaml").exists():
         raise UserError(
@@ -103,8 +104,10 @@ def _figures_folder(out: Path) -> None:
             "a folder for these figures alone: the run has a metrics.json of its own",
             "choose another --out",
         )
-    make_folder(out)
-    if not os.access(out, os.W_OK):
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file", "a folder", "choose another name")
+    if not os.access(there, os.W_OK):
         raise write_error(out, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 
-from segshift.artefacts.store import make_folder, write_text
+from segshift.artefacts.store import make_folder, write_error, write_text
 from segshift.data.classes import CITYSCAPES_19, CITYSCAPES_COLOURS, Colour, canonical, make_classes
 from segshift.data.domains import Domain, load_label
 from segshift.data.images import Size
@@ -212,20 +212,27 @@ def _palette_of_ids() -> list[int]:
 
 def _save(path: Path, content: np.ndarray | Image.Image) -> None:
     make_folder(path.parent)
-    (content if isinstance(content, Image.Image) else Image.fromarray(content)).save(path)
+    try:
+        (content if isinstance(content, Image.Image) else Image.fromarray(content)).save(path)
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def write_png16(path: Path, values: UInt16[np.ndarray, "H W 3"]) -> None:
     """Write a 16-bit RGB PNG, which Pillow cannot: rows of big-endian values, each behind a filter byte of 0 (none).
 
     Source: PNG specification (third edition), sections 5 and 7.
+
+    Raises:
+        UserError: the disk is full or read-only.
     """
     height, width, _ = values.shape
     rows = np.zeros((height, 1 + 6 * width), np.uint8)
     rows[:, 1:] = values.astype(">u2").view(np.uint8).reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
-    with open(path, "wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, data in chunks:
-            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+    parts = [struct.pack(">I", len(data)) + k + data + struct.pack(">I", zlib.crc32(k + data)) for k, data in chunks]
+    try:
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    except OSError as error:
+        raise write_error(path, error) from error

@@ -215,16 +215,29 @@ class _Desk:
         try:
             domain = open_domain(settings.source, self.classes, labelled=True, name="source")
             few = replace(domain, items=tuple(domain.items[i] for i in spread(len(domain), SOURCE_LABELS)))
-            path = self.folder / f"source-{digest(few)[:32]}.json"
-            if not path.exists():
+            # The same files hold other classes where the class list is another one.
+            counted = fingerprint({"classes": list(self.classes.names)}, digest(few))
+            path = self.folder / f"source-{counted[:32]}.json"
+            known = _shares(path, len(self.classes))
+            if known is None:
                 console().print(f"counting the classes of {len(few)} labels of the source")
-                write_json(path, class_frequency(few).tolist())
-            return np.array(read_json(path), np.float64)
+                known = class_frequency(few)
+                write_json(path, known.tolist())
+            return known
         except UserError as error:
             note = f"the source's labels cannot be counted: {error.found}"
             if note not in notes:
                 notes.append(note)
             return None
+
+
+def _shares(path: Path, classes: int) -> np.ndarray | None:
+    """Class shares that were counted before; None where there are none, or not of so many classes."""
+    try:
+        known = np.array(read_json(path), np.float64)
+    except (UserError, TypeError, ValueError):
+        return None
+    return known if known.shape == (classes,) and np.isfinite(known).all() else None
 
 
 def _choose(desk: _Desk, candidates: Sequence[Candidate], notes: list[str]) -> dict[str, Any]:

@@ -92,6 +92,13 @@ def test_needs_two_runs(runs: list[Path], tmp_path: Path) -> None:
     assert not (tmp_path / "compare.html").exists()
 
 
+def test_a_runs_settings_are_no_page(runs: list[Path]) -> None:
+    before = (runs[0] / "run.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        compare_runs(runs[:2], runs[0] / "run.yaml")
+    assert (runs[0] / "run.yaml").read_bytes() == before
+
+
 # ---- the same images
 
 

@@ -74,6 +74,17 @@ def test_any_damage_to_rounds_gives_a_page(whole_rounds: Path, tmp_path: Path, s
     break_and_read(shutil.copytree(whole_rounds, tmp_path / "rounds"), random.Random(1000 + seed))
 
 
+def test_models_without_any_figure_leave_a_page(run: Path) -> None:
+    """Their names fit those of the stages, so there would be a chain of them."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    name = min(path.name for path in run.glob("[0-9]*")).partition("-")[2]
+    metrics["models"] = {name: {}, **{key: {} for key in metrics["models"]}}
+    metrics["control"] = metrics["adapted"] = None
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    _, page = read(run)
+    assert "What was run" in page.text
+
+
 def break_and_read(run: Path, rng: random.Random) -> None:
     for path in sorted([*run.rglob("*.json"), *run.rglob("*.jsonl"), run / "run.yaml"]):
         fate = rng.random()

@@ -44,7 +44,10 @@ def chain_rows(run: Run) -> list[ChainRow]:
     Branches that an ablation alone measured are left out: they have their own table.
     """
     models = _models(run)
-    if run.scores is None or not any(model.name in {stage.name for stage in run.stages} for model in run.scores.others):
+    # Of a damaged metrics.json no figure may be left.
+    if not models or run.scores is None:
+        return []
+    if not any(model.name in {stage.name for stage in run.stages} for model in run.scores.others):
         return []
     best, branches = max(models.values()), _branches(run, run.scores)
     lines: dict[str, list[Stage]] = {}

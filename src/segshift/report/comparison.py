@@ -66,10 +66,13 @@ def compare_runs(runs: list[Path], out: Path) -> Path:
         The path of the page.
 
     Raises:
-        UserError: fewer than two runs, one of them is none, or the page cannot be written.
+        UserError: fewer than two runs, one of them is none, the page's name is no page's, or it cannot be written.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run to compare", "at least two run folders", "name several: segshift compare A B")
+    target = out / "compare.html" if out.is_dir() or not out.suffix else out
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {out}", "a name that ends with .html, or a folder", "name another file")
     contents = [read_run(path) for path in runs]
     names = _distinct_names(contents)
     named = list(zip(names, contents, strict=True))
@@ -99,7 +102,6 @@ def compare_runs(runs: list[Path], out: Path) -> Path:
         legend=legend(*contents),
         problems=problems,
     )
-    target = out / "compare.html" if out.is_dir() or not out.suffix else out
     make_folder(target.parent)
     write_text(target, page)
     return target
