@@ -92,6 +92,16 @@ def test_full_disk_while_miniatures_are_drawn(tmp_path: Path, group: str) -> Non
         assert_told(told, "the disk is full", str(disk))
 
 
+def test_a_source_only_model_never_passes_for_the_adapted_one(trained: Pair, tmp_path: Path) -> None:
+    """Stopped between two stages, or the last one set aside to be made anew: the next folder is not there yet."""
+    run = copy_run(trained, tmp_path / "y")
+    last = max(run.glob("[0-9]*"))
+    last.rename(last.with_name(f"{last.name}.1.aside"))
+    before = max(path for path in run.glob("[0-9]*") if path.suffix != ".aside")
+    assert_told(segshift("evaluate", run), "is not finished", last.name, before.name)
+    assert segshift("evaluate", before, "--domain", trained.val).code == 0
+
+
 def _fill(disk: Path, leave: int) -> Path:
     """Fill a disk but for so many bytes; the file to remove to free it."""
     ballast = disk / "ballast.bin"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -33,14 +34,15 @@ def kept(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of temporary files, empty, and one to work in without any weights."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of temporary files, empty and with a path short enough for sockets, and one to work in without any
+    weights."""
+    temporary = Path(tempfile.mkdtemp(prefix="dry-"))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.chdir(tmp_path)
-    return temporary
+    yield temporary
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 @pytest.fixture
@@ -203,6 +205,20 @@ def test_few_of_many_images_from_all_over_and_labelled_ones(nowhere: Path, kept:
     assert "learns from points of 2 images" in done.err
 
 
+def test_names_that_no_list_can_hold_are_left_out(nowhere: Path, tmp_path: Path) -> None:
+    pair = make_pair(tmp_path)
+    for folder in (pair.source / "images", pair.source / "labels", pair.target / "images"):
+        first, second, *_ = sorted(folder.iterdir())
+        first.rename(folder / "two\nlines.png")
+        second.rename(Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")))
+    command = ("adapt", "--recipe", "cpu/source_only", "--dry-run", *pair.data())
+    done = segshift(*command)
+    assert done.code == 0, done.err
+    for path in [*pair.target.glob("images/0*.png")]:
+        path.rename(path.with_name(f"{path.stem}\n.png"))
+    assert_told(segshift(*command), "target: every name", "rename")
+
+
 def test_sizes_and_crops_have_one_scale(nowhere: Path, kept: Path, pair: Pair) -> None:
     sets = ["size=[512,256]", "source_size=[640,320]", "source_augment.crop=[256,160]", "target_augment.crop=[64,64]"]
     sets += ["evaluation.window=[384,256]", "evaluation.scales=[0.5,1,1.5]", "batch_size=8", "source_only.steps=2"]
@@ -235,6 +251,7 @@ def test_a_published_file_that_is_there_is_read(nowhere: Path, tmp_path: Path) -
 def test_a_folder_with_something_in_it_is_refused(nowhere: Path, pair: Pair) -> None:
     done = segshift("adapt", *QUICK, "--dry-run", "--out", pair.root)
     assert_told(done, "is not empty", "choose another --out")
+    assert_told(segshift("adapt", *QUICK, "--dry-run", "--out", pair.classes), "is a file", "choose another --out")
     assert not (pair.root / "run").exists()
 
 

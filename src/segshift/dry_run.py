@@ -127,7 +127,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
-            f"--out {out} is not empty",
+            f"--out {out} is {'not empty' if out.is_dir() else 'a file'}",
             "for --dry-run a folder that is new or empty: a dry run must not mix with a real one",
             "choose another --out, or leave it out: the dry run is then removed at its end",
         )
@@ -189,11 +189,27 @@ def _own(asked: RunSettings, domains: Domains, folder: Path) -> RunSettings:
         if domain is None:
             continue
         items = [item for item in domain.items if part != "target" or not labelled or item.name in labelled]
+        items = [item for item in items if _fits_a_line(item.name)]
+        if not items:
+            raise UserError(
+                f"{part}: every name of an image has a line break, or bytes that are no text",
+                "for a dry run a name that can be a line of a list",
+                "rename an image, with its label",
+            )
         lines = [f"./{items[i].name}{items[i].image.suffix}" for i in spread(len(items), IMAGES)]
         path = folder / f"{part}.txt"
         write_text(path, "\n".join(lines) + "\n")
         update[part] = domain.settings.model_copy(update={"list": path.resolve(), "limit": None})
     return asked.model_copy(update=update)
+
+
+def _fits_a_line(name: str) -> bool:
+    """Whether a list of images can hold this name: names of files may have line breaks, and bytes that are no text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(f"{name}.".splitlines()) == 1
 
 
 def _generated(

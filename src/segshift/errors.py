@@ -41,7 +41,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def gist(error: Exception, limit: int = 240) -> str:
     """The first two lines of an error's text as one short line; torch's can be hundreds of lines long."""
-    text = " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
+    text = " ".join(line.strip() for line in str(error).splitlines()[:2])
+    if not any(letter.isalpha() for letter in text):
+        # Of a KeyError the text is the bare key.
+        text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

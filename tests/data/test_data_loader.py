@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -253,3 +255,19 @@ def test_16_bit_and_alpha_images_in_one_batch(tmp_path: Path) -> None:
     order = [batch.names.index(name) for name in "abc"]
     assert torch.equal(batch.image[order[0]], batch.image[order[1]])
     assert torch.equal(batch.image[order[2], 0], batch.image[order[0], 0])
+
+
+@pytest.mark.parametrize(("length", "fits"), [(75, True), (76, False)])
+def test_a_path_too_long_for_sockets_is_told(length: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond it results are dropped in the worker, and the parent would wait for ever."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as root:
+        folder = Path(root) / ("x" * (length - len(root) - 1))
+        folder.mkdir()
+        assert len(str(folder)) == length
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)  # type: ignore[attr-defined]
+        if fits:
+            assert [len(ones) for ones in stream(torch.ones, range(1, 3), workers=1)] == [1, 2]
+        else:
+            with pytest.raises(UserError, match="TMPDIR"):
+                next(stream(torch.ones, range(1, 3), workers=1))

@@ -196,6 +196,19 @@ def test_another_shape_is_named_with_both_shapes(net: SegmentationNet) -> None:
     assert "number of classes" in error.remedy
 
 
+def test_a_text_file_of_that_name_is_told_in_words(net: SegmentationNet, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_text("hi\n")
+    with pytest.raises(UserError, match=r"w\.pth cannot be read: [A-Za-z]{3}"):
+        load_published(net, tmp_path / "w.pth", "advent")
+
+
+@pytest.mark.parametrize("kind", [Tensor.int, Tensor.to_sparse], ids=["whole", "sparse"])
+def test_what_is_no_plain_number_is_named(net: SegmentationNet, kind: Callable[[Tensor], Tensor]) -> None:
+    state = published.advent(3)
+    error = refused(net, {**state, "conv1.weight": kind(state["conv1.weight"].clone())})
+    assert "conv1.weight is torch." in error.found
+
+
 def test_a_checkpoint_of_a_multi_level_network_needs_the_auxiliary_head() -> None:
     error = refused(NETS["deeplab_v2_resnet101"](3), published.advent(3))
     assert "layer5.conv2d_list.0.weight" in error.found

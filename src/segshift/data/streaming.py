@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Generator, Sequence
 from typing import Generic, TypeVar, cast
 
@@ -43,6 +45,21 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+_SOCKET, _OWN = 107, 32
+"""Bytes that a socket's path has at most, and those that multiprocessing adds to the folder of temporary files."""
+
+
+def _check_room_for_sockets() -> None:
+    """Results come through sockets among the temporary files; where their paths are too long, nothing ever arrives."""
+    folder, most = tempfile.gettempdir(), _SOCKET - _OWN
+    if len(os.fsencode(folder)) > most:
+        raise UserError(
+            f"the path of the folder for temporary files is too long for sockets between processes: {folder}",
+            f"{most} bytes at most",
+            "set the environment variable TMPDIR to a shorter one (TMPDIR=/tmp), or `--set workers=0`",
+        )
+
+
 def stream(
     task: Callable[[int], T], order: Sequence[int], *, workers: int, pin: bool = False
 ) -> Generator[T, None, None]:
@@ -57,8 +74,10 @@ def stream(
         pin: put results into page-locked memory (ignored without a CUDA device).
 
     Raises:
-        UserError: raised by the task, or a worker was killed.
+        UserError: raised by the task, a worker was killed, or the path for temporary files is too long for workers.
     """
+    if workers:
+        _check_room_for_sockets()
     loader = DataLoader(
         _Tasks(task),
         batch_size=None,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
@@ -127,6 +128,9 @@ def model_folder(path: Path) -> Path:
             return candidate
     known = {file.parent for name in ("stage.json", "model") for file in path.glob(f"[0-9][0-9]-*/{name}")}
     stages = sorted(stage for stage in known if stage.suffix != ".aside")
+    last = _planned_last(path)
+    if stages and last is not None and last not in stages:
+        stages.append(last)
     finished = [stage for stage in stages if (stage / "model" / "config.json").exists()]
     if finished and finished[-1] == stages[-1]:
         return finished[-1] / "model"
@@ -142,6 +146,15 @@ def model_folder(path: Path) -> Path:
         "a run, a stage of a run, or a folder with model.safetensors and config.json",
         "if the run was interrupted, run its command again: it goes on",
     )
+
+
+def _planned_last(run: Path) -> Path | None:
+    """The folder that a run's last stage has, or will have, by its run.yaml; None where that says nothing."""
+    try:
+        stages = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))["stages"]
+        return run / f"{len(stages):02d}-{stages[-1]['name']}"
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        return None
 
 
 def load_model(path: Path, device: torch.device | None = None) -> Model:

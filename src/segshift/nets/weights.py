@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from segshift.errors import UserError, nearest
+from segshift.errors import UserError, gist, nearest
 from segshift.nets.normalise import Normalise
 from segshift.nets.weights_layouts import EFFICIENTNET_LITE0_WHOLE, LAYOUTS, Layout, LayoutName
 
@@ -197,6 +197,18 @@ def _check_keys(
             "the same shapes",
             "build the network with the number of classes and the width of the file",
         )
+    odd = [
+        f"{origin[key]} is {tensor.dtype}, {tensor.layout}"
+        for key, tensor in found.items()
+        if wanted[key].is_floating_point() and not (tensor.is_floating_point() and tensor.layout == torch.strided)
+    ]
+    if odd:
+        # torch would drop imaginary parts without a word, and take quantised weights for what they stand for.
+        raise UserError(
+            f"{where} has {len(odd)} tensors that are no plain floating-point numbers: {_first(odd)}",
+            "dense floating-point tensors, as the release has them",
+            "download the file again; quantised or sparse ones are not read",
+        )
 
 
 def _first(names: list[str], count: int = 5) -> str:
@@ -263,9 +275,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(_NUMPY):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"weights file {path} cannot be read: {first}",
+            f"weights file {path} cannot be read: {gist(error)}",
             "a PyTorch checkpoint of tensors, or .safetensors",
             "download it again, and check its sha256",
         ) from error
