@@ -69,7 +69,9 @@ def test_the_path_is_short() -> None:
 
 
 def test_make_demo_is_the_demo() -> None:
-    told = subprocess.run(["make", "-n", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        ["make", "-n", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert told.stdout.splitlines()[-1] == ".venv/bin/segshift demo"
 
 
