@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Sequence
+from multiprocessing import AuthenticationError
+from types import TracebackType
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -38,8 +41,15 @@ def _nothing() -> None:
     return None
 
 
+def _tell_but_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The thread that hands results over tells its errors so; that Ctrl-C ended the parent while it fetched is none."""
+    if not issubclass(kind, EOFError | OSError | AuthenticationError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    sys.excepthook = _tell_but_lost_connections
     # Ctrl-C reaches the whole process group: the parent alone decides, and its handlers are none of the workers'.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
