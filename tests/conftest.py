@@ -33,3 +33,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     done = segshift(*pair.adapt(val=True))
     assert done.code == 0, done
     return pair
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first: at the end, one process would work through them while the others have nothing to do."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_dry_run.py"))

@@ -86,7 +86,9 @@ def lines_of(log: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_passes(name: str, kept: Path, nowhere: Path, quick_weights: None) -> None:
     recipe = validated(RunSettings, recipes.read(name), name)
-    done = segshift("adapt", "--recipe", name, "--dry-run", "--out", kept, "--device", "cpu")
+    # Pictures are a quarter of the time, and those of SYNTHIA's recipes are their GTA5 siblings'.
+    fewer = ["--set", "panels=0"] if name.startswith("synthia") else []
+    done = segshift("adapt", "--recipe", name, "--dry-run", *fewer, "--out", kept, "--device", "cpu")
     assert_passed(done, [stage.name for stage in recipe.stages])
     run = kept / "run"
     settings = validated(RunSettings, read_yaml(run / "run.yaml"), "run.yaml")
