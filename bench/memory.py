@@ -84,7 +84,8 @@ def batches(
     target = dataclasses.replace(target, full=picture(whole))
     # What other methods ask for would be held for nothing: a soft label is K maps at full size.
     spare: dict[str, Any] = {name: None for name in LARGE if needs is not None and name not in needs}
-    return Batch(picture(source), label, names=("a",)), dataclasses.replace(target, **spare)
+    seen = torch.ones_like(label, dtype=torch.bool)
+    return Batch(picture(source), label, names=("a",), seen=seen), dataclasses.replace(target, **spare)
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:

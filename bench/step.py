@@ -112,7 +112,9 @@ def measure(net_name: str, method_name: str, precision: str, options: argparse.N
     net, teacher = (NETS[net_name](options.classes, **BUILD[net_name]).to(device) for _ in range(2))
     with torch.no_grad():
         features = net(image).features
-    source, target = Batch(image, label, names=("a",)), target_batch(image.flip(0), features, options.classes)
+    seen = torch.ones(size, dtype=torch.bool, device=device)
+    source = Batch(image, label, names=("a",), seen=seen)
+    target = target_batch(image.flip(0), features, options.classes)
     prototypes = torch.randn(options.classes, features.shape[1]), torch.ones(options.classes, dtype=torch.bool)
     entry = METHODS[method_name]
     task = Task(options.classes, None, prototypes, teacher)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from rounds_runs import BASE, command, did, small_net
 from segshift.config import StageSettings
 from segshift.methods.base import WeakReading
-from segshift.methods.weak_labels import WeakLabelsSettings
+from segshift.methods.weak_labels import WeakLabels, WeakLabelsSettings
 from segshift.supervision import chosen
+from segshift.types import IGNORE, Batch
 from segshift.weak.label import Point, WeakLabel
 from workbench import Outcome, Pair, assert_told, make_pair, read_json, segshift, weights
 
@@ -240,3 +242,23 @@ def test_points_are_chosen_among_images_with_points() -> None:
     assert set(choice(labels, 30, mode="points")) == {f"{i:03d}" for i in range(12)}
     assert len(choice(labels, 30, mode="tags")) == 30
     assert len(choice(labels, None, mode="points")) == 40, "all of them: tags of the others still help"
+
+
+def test_padding_of_source_crops_is_told_to_the_method(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crops that are larger than the images, or images that are scaled down, have padding in both domains."""
+    seen, step = [], WeakLabels.step
+
+    def spied(self: WeakLabels, source: Batch, target: Batch) -> Iterator[dict[str, Tensor]]:
+        assert source.seen is not None
+        assert source.label is not None
+        assert ((source.label == IGNORE) | source.seen).all()
+        assert not (~source.seen & (source.label != IGNORE)).any()
+        seen.append(source.seen.float().mean().item())
+        return step(self, source, target)
+
+    monkeypatch.setattr(WeakLabels, "step", spied)
+    assert adapt(pair).code == 0
+    assert seen == [1, 1]
+    done = adapt(pair, "source_augment.scale=[0.5,0.5]", out="small")
+    assert done.code == 0, done.err
+    assert seen[2:] == [0.25, 0.25]

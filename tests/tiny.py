@@ -59,14 +59,15 @@ class TinyNet(TwoLayers):
 
 
 def source_batch(step: int, size: int = 2) -> Batch:
-    """Blocks of three colours with noise; the label is the colour, its first row ignored."""
+    """Blocks of three colours with noise; the label is the colour, its first row ignored. The left is called padding."""
     generator = torch.Generator().manual_seed(1000 + step)
     label = torch.randint(CLASSES, (size, HEIGHT // 4, WIDTH // 4), generator=generator)
     label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
     image = torch.nn.functional.one_hot(label, CLASSES).permute(0, 3, 1, 2) * 0.6
     image = (image + 0.4 * torch.rand(image.shape, generator=generator)).float()
     label[:, 0] = IGNORE
-    return Batch(image, label, torch.eye(3).expand(size, 3, 3), tuple(f"s{step}_{i}" for i in range(size)))
+    seen = torch.arange(WIDTH).expand(label.shape) >= 5
+    return Batch(image, label, torch.eye(3).expand(size, 3, 3), tuple(f"s{step}_{i}" for i in range(size)), seen=seen)
 
 
 def target_batch(step: int, size: int = 2) -> Batch:

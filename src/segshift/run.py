@@ -294,9 +294,10 @@ class Run:
         return contextlib.closing(stream)
 
     def _extras(self, stage: StageSettings, is_source: bool) -> dict[str, Any]:
-        """Further views and labels of target images, where the stage's method asks for them."""
+        """Further views and labels of target images, where the stage's method asks for them; of source images, where
+        they are seen: whoever leaves padding out of one domain leaves it out of both."""
         if is_source:
-            return {}
+            return {"extras": self.needs[stage.name] & {"seen"}}
         soft = stage.soft_labels and open_soft_labels(self.folder(stage.soft_labels), self.domains.classes.names)
         extras = self.needs[stage.name] & EXTRAS
         weak = self._weak_views(stage) if extras & WEAK else None

@@ -85,6 +85,11 @@ class Site:
         return self.root / "weak.jsonl"
 
     @property
+    def saved(self) -> bytes:
+        """Of the file of labels; before the first label there is none."""
+        return self.out.read_bytes() if self.out.exists() else b""
+
+    @property
     def classes(self) -> Path:
         return self.root / "classes.txt"
 

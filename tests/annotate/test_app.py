@@ -23,6 +23,7 @@ HTML = b"<!doctype html><script>alert(1)</script>"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """All tests of a worker share it: none may count on what another saved, or on nothing being saved."""
     root = tmp_path_factory.mktemp("site")
     site = make_site(root, 4)
     (root / "secret.jpg").write_bytes((site.images / name_of(1)).read_bytes())
@@ -54,12 +55,19 @@ def test_session(client: Client) -> None:
     assert session["classes"][0]["colour"] == "#804080"
     others = ["alias.png", "cut.png", "deep/in.png", "eps.jpg", "html.jpg", "pcx.jpg", "svg.jpg"]
     assert session["images"] == [*map(name_of, range(4)), *others]
-    assert session["done"] == "0" * 11
+    assert len(session["done"]) == len(session["images"])
     assert session["suggest"] is None
     assert not session["ranked"]
 
 
-def test_actions_are_saved_as_they_come(site: Site, client: Client) -> None:
+def test_actions_are_saved_as_they_come(tmp_path: Path) -> None:
+    site = make_site(tmp_path, 4)
+    with serving(site, who="Ann") as client:
+        assert client.get("api/session").json["done"] == "0000"
+        save_and_take_back(site, client)
+
+
+def save_and_take_back(site: Site, client: Client) -> None:
     name = name_of(2)
     first = client.act(name, tag("sky"), visit="a", seconds=2.0)
     assert first.status == 200
@@ -75,6 +83,7 @@ def test_actions_are_saved_as_they_come(site: Site, client: Client) -> None:
     assert done["label"]["complete"]
     assert (done["labelled"], done["complete"], done["median"]) == (1, 1, 6.0)
     # A tag that goes takes its points with it; what says nothing takes the label back.
+    assert client.get("api/session").json["done"] == "0020"
     client.act(name, tag("road", False), tag("sky", False), {"kind": "complete", "value": False})
     assert site.labels[name].empty
     assert client.get("api/pulse").json["labelled"] == 0
@@ -82,20 +91,20 @@ def test_actions_are_saved_as_they_come(site: Site, client: Client) -> None:
 
 def test_nothing_is_written_where_nothing_changes(site: Site, client: Client) -> None:
     client.act(name_of(0), tag("pole"))
-    before = site.out.read_bytes()
+    before = site.saved
     assert client.act(name_of(0), tag("pole"), tag("sky", False), point("sky", 3, 3, False)).status == 200
-    assert site.out.read_bytes() == before
+    assert site.saved == before
 
 
 def test_a_stale_action_is_refused_with_the_present_state(site: Site, client: Client) -> None:
     name = name_of(1)
     old = client.label(name)["revision"]
     client.act(name, tag("fence"))
-    before = site.out.read_bytes()
+    before = site.saved
     late = client.act(name, tag("sign"), base=old)
     assert late.status == 409
     assert late.json["label"]["tags"] == ["fence"]
-    assert site.out.read_bytes() == before
+    assert site.saved == before
     assert client.act(name, tag("sign"), base=late.json["label"]["revision"]).json["label"]["tags"] == ["fence", "sign"]
 
 
@@ -110,11 +119,11 @@ def test_a_stale_action_is_refused_with_the_present_state(site: Site, client: Cl
 )
 def test_what_cannot_be_is_refused(site: Site, client: Client, op: dict[str, object], why: str) -> None:
     client.act(name_of(0), point("road", 7, 7))
-    before = site.out.read_bytes()
+    before = site.saved
     answer = client.act(name_of(0), tag("person"), op)
     assert answer.status == 422
     assert why in answer.json["found"]
-    assert site.out.read_bytes() == before, "all operations of an action, or none"
+    assert site.saved == before, "all operations of an action, or none"
 
 
 @pytest.mark.parametrize(
@@ -274,12 +283,12 @@ def test_the_path_for_the_browser_leads_in_once(tmp_path: Path) -> None:
                "http://localhost:{port}", "http://127.0.0.1:{port}.evil.example", "http://127.0.0.1:1"],
 )  # fmt: skip
 def test_posts_of_other_origins(site: Site, client: Client, origin: str | None) -> None:
-    before = site.out.read_bytes()
+    before = site.saved
     base = client.label("00.png")["revision"]
     content = {"image": "00.png", "base": base, "ops": [tag("bicyclist")]}
     answer = client.post(content, Origin=origin.format(port=client.port) if origin else origin)
     assert answer.status == 403
-    assert site.out.read_bytes() == before
+    assert site.saved == before
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
@@ -323,12 +332,12 @@ def test_other_methods(client: Client, method: str) -> None:
 
 def test_a_long_post_by_its_declared_length(site: Site, client: Client) -> None:
     """100 MB are announced: the answer comes before any of them is read."""
-    before = site.out.read_bytes()
+    before = site.saved
     answer = client.post(b"", Content_Length=str(100 * 2**20))
     assert answer.status == 413
     assert answer.headers["connection"] == "close"
     assert client.post(b"{}", Content_Length=str(LARGEST + 1)).status == 413
-    assert site.out.read_bytes() == before
+    assert site.saved == before
 
 
 def test_a_long_post_without_a_length(client: Client) -> None:

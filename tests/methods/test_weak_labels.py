@@ -28,14 +28,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def cells_of(target: Batch, rows: int, columns: int) -> list[list[tuple[int, int]]]:
+def cells_of(batch: Batch, rows: int, columns: int) -> list[list[tuple[int, int]]]:
     """For each image the cells of the grid that see any of it; the grid divides the view evenly here."""
-    assert target.seen is not None
-    high, wide = target.seen.shape[1] // rows, target.seen.shape[2] // columns
+    assert batch.seen is not None
+    high, wide = batch.seen.shape[1] // rows, batch.seen.shape[2] // columns
     every = [(i, j) for i in range(rows) for j in range(columns)]
     return [
         [(i, j) for i, j in every if seen[i * high : (i + 1) * high, j * wide : (j + 1) * wide].any()]
-        for seen in target.seen
+        for seen in batch.seen
     ]
 
 
@@ -100,8 +100,9 @@ def source_half(plain: Plain, source: Batch, align: bool) -> tuple[list[Tensor],
     if len(logits) > 1:
         losses["seg_aux"] = 0.1 * F.cross_entropy(logits[1], source.label, ignore_index=IGNORE)
     plain.keep(**losses).backward()  # type: ignore[no-untyped-call]
-    every = [(i, j) for i in range(prediction.logits.shape[2]) for j in range(prediction.logits.shape[3])]
-    looks = attend(prediction.features, prediction.logits, [every] * len(source.image)).detach()
+    cells = cells_of(source, *prediction.logits.shape[2:])
+    assert 0 < len(cells[0]) < prediction.logits[0, 0].numel()
+    looks = attend(prediction.features, prediction.logits, cells).detach()
     present = torch.tensor([[bool((label == c).any()) for c in range(CLASSES)] for label in source.label])
     return [F.softmax(level, dim=1).detach() for level in logits if align], looks, present
 

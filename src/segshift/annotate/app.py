@@ -113,6 +113,7 @@ class _Answers:
             "suggested": suggested and list(suggested),
             "size": list(about.size),
             "turned": about.turned,
+            "note": self._work.note(name),
         }
 
 

@@ -19,7 +19,7 @@ from segshift.annotate.pictures import Header, header
 from segshift.errors import UserError
 from segshift.types import ClassSet
 from segshift.weak.label import WeakLabel, decode, encode
-from segshift.weak.matching import class_names, find_images, in_pixels_of, listed, misplaced, renamed
+from segshift.weak.matching import class_names, find_images, fitted, listed, misplaced, renamed, told_of_merged
 from segshift.weak.store import WeakStore
 
 log = logging.getLogger("segshift")
@@ -102,7 +102,7 @@ class Work:
             self._refresh()
             label = self._labels.get(name)
             if label is not None and label.points:
-                label = in_pixels_of(label, self.header(name).size)
+                label, _ = fitted(label, self.header(name).size)
                 wrong = misplaced(label)
                 if wrong:
                     raise UserError(
@@ -111,6 +111,18 @@ class Work:
                         f"take its line out of {self._store.path}",
                     )
             return state_of(label, self._dismissed.get(name, ()), self.classes.names)
+
+    def note(self, name: str) -> str:
+        """What a person should know of how an image's label is shown; empty: nothing.
+
+        Raises:
+            UserError: as `state`.
+        """
+        with self._lock:
+            label = self._labels.get(name)
+            size = self.header(name).size
+            merged = fitted(label, size)[1] if label is not None else []
+            return told_of_merged(len(merged), size) if merged else ""
 
     def header(self, name: str) -> Header:
         """Size and kind of an image, read from its file when that has changed.

@@ -60,5 +60,5 @@ def carried(batch: Batch, field: str) -> Tensor:
     """
     value: Tensor | None = getattr(batch, field)
     if value is None:
-        raise ValueError(f"the target batch carries no {field!r}")
+        raise ValueError(f"the batch carries no {field!r}")
     return value

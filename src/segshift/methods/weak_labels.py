@@ -88,6 +88,11 @@ def rarity(task: Task, strength: float) -> Float[Tensor, "K"]:
     return -strength * task.class_shares.clamp(min=1e-4).log()
 
 
+def _cells(batch: Batch, logits: Float[Tensor, "B K h w"]) -> Bool[Tensor, "B h w"]:
+    """The cells of the network's grid that see some of the image and not padding alone."""
+    return seen_cells(carried(batch, "seen"), (logits.shape[-2], logits.shape[-1]))
+
+
 class WeakLabels(Method):
     """Image-level classification and category-wise alignment, by pseudo-tags, tags or points of the target's images."""
 
@@ -113,7 +118,8 @@ class WeakLabels(Method):
         prediction = self.net(source.image)
         on_source = supervised(prediction, source, settings.aux_weight)
         source_maps = [level.detach().softmax(dim=1) for level in on_source.logits if settings.align_outputs]
-        source_features = category_pool(prediction.features.detach(), prediction.logits.detach())
+        seen = _cells(source, prediction.logits)
+        source_features = category_pool(prediction.features.detach(), prediction.logits.detach(), seen)
         source_present = classes_in(carried(source, "label"), self.net.num_classes)
         yield on_source.losses
 
@@ -121,7 +127,7 @@ class WeakLabels(Method):
         #    discriminators, and its output as a whole like the source's; the discriminators hold still.
         del on_source, prediction  # their graph is spent; keeping it would double the peak memory
         prediction = self.net(target.image)
-        seen = seen_cells(carried(target, "seen"), (prediction.logits.shape[-2], prediction.logits.shape[-1]))
+        seen = _cells(target, prediction.logits)
         pooled = smooth_max(prediction.logits, settings.sharpness, seen)
         tags = self._tags(pooled.detach(), target)
         features = category_pool(prediction.features, prediction.logits, seen)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from segshift.errors import UserError, nearest
 from segshift.weak.formats.base import Content, Entry
 from segshift.weak.label import Point, WeakLabel, check_image, moment
-from segshift.weak.matching import clashes, cut, file_size, in_pixels_of, known_as, listed
+from segshift.weak.matching import clashes, cut, file_size, in_pixels_of, known_as, listed, without
 from segshift.weak.names import Images
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ def gather(
     names = _names(content, classes, class_map or {})
     whole = _whole(content, names, classes, complete, notes)
     made = [(_label(image, entry, names, whole), entry) for image, entry in placed]
-    labels = _in_order(content.path, _in_files(content.path, made, images, notes), notes)
-    tagged, pointed = any(label.tags is not None for label in labels), any(label.points for label in labels)
+    moved, shrunk = _in_files(content.path, made, images, notes)
+    labels = _in_order(content.path, moved, shrunk, notes)
+    tagged, pointed = any(label.tags is not None for label, _ in made), any(label.points for label, _ in made)
     kept = [_with_earlier(label, (before or {}).get(label.image), tagged, pointed) for label in labels]
     labelled = {label.image for label in labels} & {image for image, old in (before or {}).items() if not old.empty}
     if labelled:
@@ -191,12 +192,14 @@ def _whole(
 _Made = list[tuple[WeakLabel, Entry]]
 
 
-def _in_files(path: Path, made: _Made, images: Mapping[str, Path], notes: list[str]) -> _Made:
-    """Labels with their points in the pixels of the image files, in which they must lie."""
+def _in_files(path: Path, made: _Made, images: Mapping[str, Path], notes: list[str]) -> tuple[_Made, set[str]]:
+    """Labels with their points in the pixels of the image files, in which they must lie; and the images that were
+    labelled in another size, in which no two classes had a point at one pixel."""
     sizes: dict[str, tuple[int, int]] = {}
     turned: dict[str, None] = {}
     outside: list[str] = []
     scaled: set[str] = set()
+    clashing: set[str] = set()
     moved: _Made = []
     for label, entry in made:
         if label.points:
@@ -204,6 +207,7 @@ def _in_files(path: Path, made: _Made, images: Mapping[str, Path], notes: list[s
                 sizes[label.image] = _stored(label.image, images[label.image], turned)
             size = sizes[label.image]
             scaled |= {label.image} if label.size not in (None, size) else set()
+            clashing |= {label.image} if clashes(label) else set()
             label = in_pixels_of(label, size, entry.where)
             outside += [f"{_place(label, point)} ({entry.where})" for point in label.points if not point.inside(size)]
         moved.append((label, entry))
@@ -220,15 +224,16 @@ def _in_files(path: Path, made: _Made, images: Mapping[str, Path], notes: list[s
             f"warning: {len(turned)} images have a camera's orientation flag: other programs show them turned, here "
             f"they are read as stored, so look at the points: {listed(turned)}"
         )
-    return moved
+    return moved, scaled - clashing
 
 
 def _place(label: WeakLabel, point: Point) -> str:
     return f"{label.image} ({point.x:g}, {point.y:g}) {point.name}"
 
 
-def _in_order(path: Path, made: _Made, notes: list[str]) -> list[WeakLabel]:
-    """Labels in the order in which they are to be appended."""
+def _in_order(path: Path, made: _Made, shrunk: set[str], notes: list[str]) -> list[WeakLabel]:
+    """Labels in the order in which they are to be appended, no two classes at one pixel: where they only come to one
+    because the image file is smaller than what was labelled, the first stays."""
     groups: dict[str, _Made] = {}
     for label, entry in made:
         groups.setdefault(label.image, []).append((label, entry))
@@ -242,6 +247,13 @@ def _in_order(path: Path, made: _Made, notes: list[str]) -> list[WeakLabel]:
         else:
             merged += len(group) > 1 and not all(entry.part for _, entry in group)
             labels.append(_joined(several))
+    merged_points = [_place(label, p) for label in labels if label.image in shrunk for p in clashes(label)]
+    if merged_points:
+        notes.append(
+            f"{len(merged_points)} points are left out: on the smaller image file each falls on one of another class: "
+            f"{listed(merged_points)}"
+        )
+        labels = [without(label, clashes(label)) if label.image in shrunk else label for label in labels]
     at_once = [f"{_place(label, p)} ({_said_at(p, groups[label.image])})" for label in labels for p in clashes(label)]
     if at_once:
         raise UserError(

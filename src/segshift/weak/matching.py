@@ -94,24 +94,14 @@ def match(labels: Mapping[str, WeakLabel], domain: _Domain, classes: ClassSet) -
         label = renamed(useful[image], names)
         if label.points:
             size = file_size(item.image)
-            label = _fitted(label, size)
+            label, merged = fitted(label, size)
+            if merged:
+                log.warning("%s: %s", image, told_of_merged(len(merged), size))
             outside += [f"{image} ({p.x:g}, {p.y:g})" for p in label.points if not p.inside(size)]
             clashing += [f"{image} ({p.x:g}, {p.y:g}) {p.name}" for p in clashes(label)]
         matched[item.name] = label
     _refuse_points(outside, clashing)
     return matched
-
-
-def _fitted(label: WeakLabel, size: tuple[int, int]) -> WeakLabel:
-    """`in_pixels_of`, without points that only fall on one pixel with another class's because the image is smaller."""
-    scaled = in_pixels_of(label, size)
-    merged = [] if clashes(label) else clashes(scaled)
-    if merged:
-        log.warning(
-            "%s: %d points are left out: on the image's %dx%d pixels each falls on a point of another class",
-            label.image, len(merged), *size,
-        )  # fmt: skip
-    return replace(scaled, points=tuple(point for point in scaled.points if point not in merged))
 
 
 def _refuse_points(outside: list[str], clashing: list[str]) -> None:
@@ -240,6 +230,37 @@ def in_pixels_of(label: WeakLabel, size: tuple[int, int], where: str = "") -> We
     factors = size[0] / was[0], size[1] / was[1]
     points = tuple(Point((x + 0.5) * factors[0] - 0.5, (y + 0.5) * factors[1] - 0.5, c) for x, y, c in label.points)
     return replace(label, size=size, points=points)
+
+
+def fitted(label: WeakLabel, size: tuple[int, int], where: str = "") -> tuple[WeakLabel, list[Point]]:
+    """`in_pixels_of`, and the points that it leaves out: those that fall on one pixel with an earlier one of another
+    class only because the image is smaller than the one that was labelled.
+
+    Args:
+        label: as there.
+        size: (w, h) of the image file.
+        where: file and line, for the message.
+
+    Raises:
+        UserError: as `in_pixels_of`.
+    """
+    scaled = in_pixels_of(label, size, where)
+    merged = [] if clashes(label) else clashes(scaled)
+    return without(scaled, merged), merged
+
+
+def without(label: WeakLabel, points: Collection[Point]) -> WeakLabel:
+    """The label without some of its points; classes that have no other one are tagged, since they are there."""
+    left = tuple(point for point in label.points if point not in points)
+    lost = [name for name in label.present if name not in {*(label.tags or ()), *(point.name for point in left)}]
+    if not lost:
+        return replace(label, points=left)
+    return replace(label, tags=(*(label.tags or ()), *lost), complete=label.says_absent, points=left)
+
+
+def told_of_merged(count: int, size: tuple[int, int]) -> str:
+    """What is said of points that `fitted` has left out."""
+    return f"{count} points are left out: on the image's {size[0]}x{size[1]} pixels each falls on one of another class"
 
 
 def misplaced(label: WeakLabel) -> list[Point]:

@@ -75,6 +75,7 @@ export class Panel {
       notes.push(note);
     }
     if (label.turned) notes.push(element("p", "note", "This file asks viewers to turn it (EXIF). segshift reads and shows it as it is stored."));
+    if (label.note) notes.push(element("p", "note hint", label.note));
     part("notes").replaceChildren(...notes);
   }
 
