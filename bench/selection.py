@@ -24,6 +24,9 @@ FILE = "evidence.json"
 LABELLED = ("weak_tags", "weak_points")
 """Runs whose training saw labels that people gave to target images."""
 
+CHOSEN_ON = 0
+"""The seed whose candidates the rule was chosen on."""
+
 DRAWS, PART, POINTS = 200, 0.5, 1600
 """Random parts of the candidates that the rule is tried on, their size, and points of an image looked at for it."""
 
@@ -125,6 +128,11 @@ def _family(name: str) -> str:
     if "source" in stage:
         return "source_only"
     return run.rpartition("-")[0].removesuffix("_ablation")
+
+
+def _seed(name: str) -> int:
+    """The seed of a candidate's run, whose folder ends with it."""
+    return int(name.partition("/")[0].rpartition("-")[2])
 
 
 def chosen_by(evidence: Evidence, figure: str) -> int:
@@ -244,8 +252,13 @@ def studied(evidence: Evidence, content: Mapping[str, Any], answers: Sequence[np
     parts |= {
         f"{name} in place": [i for i in keep if ".aside" not in evidence.names[i]] for name, keep in parts.items()
     }
+    for seed in sorted({_seed(name) for name in evidence.names}):
+        for name in ("all", "unlabelled"):
+            parts[f"{name}, seed {seed}"] = [i for i in parts[f"{name} in place"] if _seed(evidence.names[i]) == seed]
     found: dict[str, Any] = {"images": len(content["images"]), "rule": content["rule"]}
     for name, keep in parts.items():
+        if not keep:
+            continue
         within = votes.within(evidence, keep) if len(keep) < len(evidence.names) else evidence
         found[name] = study(within, _only(votes, keep))
     order = sorted(range(len(evidence.names)), key=lambda i: -evidence.miou[i])
@@ -291,8 +304,8 @@ def section(out: Path) -> list[str]:
         f"| any candidate, on average | | {every['blind']:.1f} | | | {free['blind']:.1f} | |",
         "",
         "Best: " + "; no labels: ".join(f"{one['best']}, {one['best_miou']:.1f}" for one in (every, free)) + "."
-        " The rule, " + _rule(found["rule"]) + ", was chosen on these very candidates: one pair, one seed. How it holds"
-        " on other sets of candidates (agreement with the others counted anew within each):",
+        " The rule, " + _rule(found["rule"]) + f", was chosen on the candidates of seed {CHOSEN_ON}, of this one pair."
+        " How it holds on other sets of candidates (agreement with the others counted anew within each):",
         "",
         "| candidates | regret of the rule | of any candidate, on average |",
         "|---|---:|---:|",
@@ -321,9 +334,15 @@ def _rule(names: Sequence[str]) -> str:
 
 
 def _place_lines(found: Mapping[str, Any]) -> list[str]:
-    parts = (("all", found["all in place"]), ("no labels", found["unlabelled in place"]))
+    parts = [("all, without those set aside", found["all in place"])]
+    parts += [("no labels, without those set aside", found["unlabelled in place"])]
+    for key, one in found.items():
+        name, _, seed = key.partition(", seed ")
+        if seed:
+            unseen = "" if int(seed) == CHOSEN_ON else ", none of which was seen when the rule was chosen"
+            parts.append((f"{'no labels' if name == 'unlabelled' else name}, of seed {seed} alone{unseen}", one))
     return [
-        f"| {name}, without those set aside ({one['candidates']}): chosen {one['rule']['chosen']}"
+        f"| {name} ({one['candidates']}): chosen {one['rule']['chosen']}"
         f" | {one['rule']['regret']:.1f} | {one['blind']:.1f} |"
         for name, one in parts
     ]

@@ -10,45 +10,57 @@ COUNTS = (10, 30, 100)
 """Numbers of images with points between none and all."""
 
 
-def section(miou: dict[int, float], docs: Path) -> list[str]:
-    """Heading, table and picture of the curve; nothing with fewer than three figures.
+def section(by_seed: dict[int, dict[int, float]], docs: Path) -> list[str]:
+    """Heading, table and picture of the curve; nothing where no seed has three figures.
 
     Args:
-        miou: percent, by the number of images with points.
+        by_seed: percent by the number of images with points, of each seed.
         docs: folder of the page; the picture goes below it.
     """
-    if len(miou) < 3:
+    by_seed = {seed: miou for seed, miou in by_seed.items() if len(miou) >= 3}
+    if not by_seed:
         return []
-    draw(miou, docs / "images" / "weak_curve.svg")
-    counts = sorted(miou)
+    draw(by_seed, docs / "images" / "weak_curve.svg")
+    counts = sorted({count for miou in by_seed.values() for count in miou})
+    rows = [
+        f"| {seed} | " + " | ".join(f"{miou[count]:.1f}" if count in miou else "" for count in counts) + " |"
+        for seed, miou in by_seed.items()
+    ]
     return [
         "### Weak labels: how many images need points",
         "",
-        "`weak_points` with points on a part of the target's training images (the first N of one order, so"
-        " that each part holds the smaller ones); the other images' tags are guessed. 0 is `weak_pseudo`. One seed.",
+        "mIoU of `weak_points` with points on a part of the target's training images (the first N of one order, so"
+        " that each part holds the smaller ones); the other images' tags are guessed. 0 is `weak_pseudo`.",
         "",
-        "| images with points | " + " | ".join(map(str, counts)) + " |",
+        "| seed; images with points: | " + " | ".join(map(str, counts)) + " |",
         "|---|" + "---:|" * len(counts),
-        "| mIoU | " + " | ".join(f"{miou[count]:.1f}" for count in counts) + " |",
+        *rows,
         "",
         "![mIoU on the validation images against the number of images with points](images/weak_curve.svg)",
         "",
     ]
 
 
-def draw(miou: dict[int, float], path: Path) -> None:
-    """The curve as an SVG that is the same for the same figures; linear up to 10 images, then logarithmic."""
+def draw(by_seed: dict[int, dict[int, float]], path: Path) -> None:
+    """The curve of each seed, as an SVG that is the same for the same figures; linear up to 10 images, then
+    logarithmic."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    counts = sorted(miou)
+    shown = sorted({count for miou in by_seed.values() for count in miou})
     with matplotlib.rc_context({"svg.hashsalt": "segshift", "svg.fonttype": "none", "font.size": 10}):
         figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-        axes.plot(counts, [miou[count] for count in counts], marker="o", color="#2d6ca2")
-        for count in counts:
-            axes.annotate(f"{miou[count]:.1f}", (count, miou[count]), (0, 7), textcoords="offset points", ha="center")
+        # The first seed's figures stand above its points, those of the others below.
+        for (seed, miou), style, above in zip(by_seed.items(), ("o-", "s--", "^:"), (7, -14, -14), strict=False):
+            counts = sorted(miou)
+            axes.plot(counts, [miou[count] for count in counts], style, color="#2d6ca2", label=f"seed {seed}")
+            for count in counts:
+                place = (count, miou[count])
+                axes.annotate(f"{miou[count]:.1f}", place, (0, above), textcoords="offset points", ha="center")
+        if len(by_seed) > 1:
+            axes.legend(frameon=False)
         axes.set_xscale("symlog", linthresh=10)
-        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_xticks(shown, [str(count) for count in shown])
         axes.minorticks_off()
         axes.margins(y=0.18)
         axes.set(xlabel="target images with points (one point a class)", ylabel="mIoU on val, percent")

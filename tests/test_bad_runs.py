@@ -85,6 +85,15 @@ def test_full_disk_while_answers_of_models_are_kept(trained: Pair, tmp_path: Pat
         assert segshift(*command).code == 0
 
 
+def test_figures_are_told_though_a_full_disk_cannot_keep_them(trained: Pair, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 4096) as disk:
+        _fill(disk, 0)
+        done = segshift("evaluate", trained.run, "--with", trained.run / "01-source_only", "--out", disk / "out")
+        assert_told(done, "the disk is full")
+        assert "| x + 01-source_only |" in done.out
+        assert_whole(disk)
+
+
 @pytest.mark.parametrize("group", ["gta5_cityscapes", "synthia_cityscapes"])
 def test_full_disk_while_miniatures_are_drawn(tmp_path: Path, group: str) -> None:
     with small_disk(tmp_path / "disk", 32768) as disk:

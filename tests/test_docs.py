@@ -19,10 +19,12 @@ from segshift import api, cli, recipes
 from segshift.config import RunSettings, StageSettings, validated
 from segshift.data import layouts
 from segshift.data.domains import DomainSettings
+from segshift.data.strong import StrongSettings
 from segshift.engine.inference import Options
 from segshift.engine.labelling import LabelSettings
 from segshift.methods import METHODS
 from segshift.nets import NETS, weights
+from segshift.recipes import facts
 from segshift.setup import stage_settings
 
 ROOT = Path(__file__).parent.parent
@@ -246,9 +248,21 @@ def test_every_setting_of_a_labels_stage_is_in_its_page() -> None:
 
 
 def test_every_key_of_a_stage_is_in_its_page() -> None:
-    table = rows(section(DOCS / "runs.md", "All settings"))
-    said = next(cells[2] for cells in table if words(cells[0]) == ["stages"])
-    assert set(words(said)) == set(StageSettings.model_fields)
+    table = [cells for cells in rows(section(DOCS / "runs.md", "A stage")) if words(cells[0])]
+    assert {name for cells in table for name in words(cells[0])} == set(StageSettings.model_fields)
+    for cells in table:
+        for name in words(cells[0]):
+            default = StageSettings.model_fields[name].get_default(call_default_factory=True)
+            assert not cells[1] or same(cells[1], default), name
+
+
+def test_every_setting_of_strong_views_is_in_its_page() -> None:
+    table = [cells for cells in rows(section(DOCS / "methods" / "proda.md", "Strong views")) if len(cells) == 3]
+    listed = {words(cells[0])[0]: cells[1] for cells in table if words(cells[0])}
+    settings = flat(StrongSettings, "strong.")
+    assert set(listed) == set(settings)
+    for name, written in listed.items():
+        assert same(written.replace("1/3", str(1 / 3)), settings[name]), name
 
 
 def test_examples_of_longer_adaptation_train_the_control_as_long() -> None:
@@ -302,6 +316,13 @@ def test_every_layout_of_published_weights_is_in_its_page() -> None:
 
 
 # ---- recipes
+
+
+def test_every_file_of_weights_that_recipes_read_is_in_its_page() -> None:
+    listed = [
+        words(cells[0])[0] for cells in rows(section(DOCS / "recipes.md", "Weights")) if cells[0].endswith(".pth`")
+    ]
+    assert sorted(listed) == sorted({file for name in recipes.names() for file in facts.weights(recipes.read(name))})
 
 
 @pytest.mark.parametrize("name", recipes.names())

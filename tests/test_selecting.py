@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from segshift import cli
 from segshift.config import RunSettings, validated
 from segshift.data.classes import read_classes
 from segshift.engine.model import save_model
@@ -196,6 +200,62 @@ def test_models_of_other_sizes_are_asked_at_theirs_and_compared_point_by_point(p
 def test_runs_of_one_name_are_told_apart(pair: Pair, tmp_path: Path) -> None:
     call(tmp_path, *(run(pair, tmp_path / place / "x", net(seed)) for seed, place in enumerate("ab", 1)))
     assert set(by_name(chosen(tmp_path / "out"))) == {"a/x/cbst", "b/x/cbst"}
+
+
+def test_runs_of_one_name_in_folders_of_one_name_are_told_apart(pair: Pair, tmp_path: Path) -> None:
+    call(tmp_path, *(run(pair, tmp_path / place / "same" / "x", net(seed)) for seed, place in enumerate("ab", 1)))
+    assert set(by_name(chosen(tmp_path / "out"))) == {"a/same/x/cbst", "b/same/x/cbst"}
+    assert (tmp_path / "out" / "select.html").read_text().count("recommended</span>") == 1
+
+
+def test_models_of_one_name_are_called_by_their_own_folders(pair: Pair, tmp_path: Path) -> None:
+    models = []
+    for seed, place in enumerate("ab", 1):
+        folder = tmp_path / place / "mine"
+        folder.mkdir(parents=True)
+        (folder / "classes.json").write_bytes(pair.classes.read_bytes())
+        models.append((stage(folder, "x", net(seed)) / "model").rename(folder / "best"))
+    call(tmp_path, *models, "--target", pair.target)
+    assert set(by_name(chosen(tmp_path / "out"))) == {"a/mine/best", "b/mine/best"}
+
+
+def test_a_run_that_is_named_twice_keeps_its_name(pair: Pair, tmp_path: Path) -> None:
+    made = run(pair, tmp_path / "a", net(1))
+    call(tmp_path, made, made / "03-cbst")
+    assert set(by_name(chosen(tmp_path / "out"))) == {"a/cbst"}
+
+
+@pytest.mark.parametrize("part", ["net", "palette", "names", "size"])
+def test_a_damaged_config_is_told(pair: Pair, tmp_path: Path, part: str) -> None:
+    config = run(pair, tmp_path / "a", net(1)) / "03-cbst" / "model" / "config.json"
+    content = json.loads(config.read_text())
+    (content if part in content else content["classes"])[part] = [1]
+    if part == "net":
+        del content["net"]
+    config.write_text(json.dumps(content))
+    assert_told(call(tmp_path, tmp_path / "a"), "config.json", "restore it")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_gone_are_not_recommended_from_what_they_said(pair: Pair, tmp_path: Path) -> None:
+    made = run(pair, tmp_path / "a", net(1))
+    assert call(tmp_path, made).code == 0
+    (made / "03-cbst" / "model" / "model.safetensors").unlink()
+    assert_told(call(tmp_path, made), "model.safetensors does not exist", "restore it")
+
+
+def test_a_run_whose_path_is_no_text_is_chosen_and_told_on_any_terminal(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run(pair, tmp_path / os.fsdecode(b"caf\xe9"), net(1))
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "argv", ["segshift", "select", str(made), "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    terminal.flush()
+    assert not ended.value.code
+    assert b"recommended: caf\\udce9/cbst" in terminal.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_model_on_its_own_needs_a_target(pair: Pair, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class TinyNet(TwoLayers):
 
 
 def source_batch(step: int, size: int = 2) -> Batch:
-    """Blocks of three colours with noise; the label is the colour, its first row ignored. The left is called padding."""
+    """Blocks of three colours with noise; the label is the colour, its first row ignored. The left is padding."""
     generator = torch.Generator().manual_seed(1000 + step)
     label = torch.randint(CLASSES, (size, HEIGHT // 4, WIDTH // 4), generator=generator)
     label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)

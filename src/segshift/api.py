@@ -16,7 +16,8 @@ from segshift.engine.evaluate import evaluate as evaluate_nets
 from segshift.engine.inference import Options
 from segshift.engine.metrics import Metrics
 from segshift.engine.model import Model, load_model, model_folder
-from segshift.engine.point_estimate import PointEstimate, estimate
+from segshift.engine.point_estimate import estimate
+from segshift.engine.point_result import PointEstimate
 from segshift.engine.predict import Predicted, predict_folder
 from segshift.engine.progress import console, track
 from segshift.errors import UserError, nearest
@@ -127,20 +128,28 @@ def _without_control(settings: RunSettings) -> RunSettings:
     return settings.model_copy(update={"control": None, "stages": stages})
 
 
-def adapt(out: StrPath, config: StrPath | None = None, *, device: str = "auto", **settings: Any) -> Adapted:
+def adapt(
+    out: StrPath,
+    config: StrPath | None = None,
+    *,
+    device: str = "auto",
+    say: Callable[[str], None] = _say,
+    **settings: Any,
+) -> Adapted:
     """Run all stages of a recipe, evaluate, and write the report. The same call again resumes.
 
     Args:
         out: the run's folder.
         config, settings: see `compose`.
         device: auto, cpu, cuda or cuda:N.
+        say: prints a line for people.
 
     Raises:
         UserError: before the first step where possible; what was computed is kept.
         segshift.errors.Interrupted: stopped by Ctrl-C or SIGTERM; the state is saved.
     """
     root = Path(out)
-    run = Run(compose(config, **settings), root, devices(device), _say)
+    run = Run(compose(config, **settings), root, devices(device), say)
     with run.lock():
         run.train()
         verdict = finish(run)

@@ -9,7 +9,7 @@ from typing import Any
 
 from segshift.artefacts.store import read_json
 from segshift.config import RunSettings, StageSettings, read_yaml, validated
-from segshift.engine.model import model_folder
+from segshift.engine.model import class_set, model_folder
 from segshift.errors import UserError, nearest
 from segshift.setup import stage_before, stage_folder
 
@@ -99,11 +99,16 @@ def candidate_at(folder: Path, settings: RunSettings | None, name: str) -> Candi
     """
     config = read_json(folder / "config.json")
     try:
-        complete = bool(config["classes"]["names"] and config["size"] and config["sha256"])
-    except (LookupError, TypeError):
+        complete = bool(class_set(config).names and config["net"] and len(config["size"]) == 2 and config["sha256"])
+    except (LookupError, TypeError, ValueError):
         complete = False
     if not complete:
         raise UserError(f"{folder / 'config.json'} is no model's", remedy="restore it, or train the stage again")
+    if not (folder / "model.safetensors").exists():
+        # Answers of it may be kept from an earlier call: what cannot be used must not be recommended.
+        raise UserError(
+            f"{folder / 'model.safetensors'} does not exist", remedy="restore it, or train the stage again"
+        )
     return Candidate(name, folder, config, settings)
 
 
@@ -174,14 +179,27 @@ def _taught_by(settings: RunSettings, name: str) -> str | None:
 
 
 def _distinct(found: list[Candidate]) -> list[Candidate]:
-    """The same, with the folders' parents in the names where two would have the same one."""
-    names = [candidate.name for candidate in found]
-    if len(set(names)) == len(names):
-        return found
-    return [
-        replace(c, name=f"{c.folder.resolve().parents[2].name}/{c.name}") if names.count(c.name) > 1 else c
-        for c in found
-    ]
+    """The same, with as many of the folders above in the names as tell apart those that would have the same one."""
+    named: dict[str, set[Path]] = {}
+    for candidate in found:
+        named.setdefault(candidate.name, set()).add(candidate.folder.resolve())
+    return [replace(c, name=_longer(c, named[c.name])) for c in found]
+
+
+def _longer(candidate: Candidate, twins: set[Path]) -> str:
+    """The name of a candidate, longer where the folders of several share it."""
+    if len(twins) == 1:
+        return candidate.name
+    own = candidate.folder.resolve()
+    depths = range(1, len(own.parts))
+    depth = next((d for d in depths if len({_above(twin, d) for twin in twins}) == len(twins)), depths[-1])
+    return f"{_above(own, depth)}/{candidate.name}"
+
+
+def _above(folder: Path, depth: int) -> str:
+    """Some folders above the one that the name of a model in `folder` begins with."""
+    stage = folder.parent if folder.name == "model" else folder
+    return "/".join(stage.parent.parent.parts[-depth:])
 
 
 def _once(found: list[Candidate]) -> list[Candidate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -29,9 +30,12 @@ Config = Annotated[Path | None, typer.Argument(help="settings (YAML), such as an
 Source = Annotated[Path | None, typer.Option(help="folder of the labelled source domain")]
 Target = Annotated[Path | None, typer.Option(help="folder of the target domain; only its images are read")]
 Val = Annotated[Path | None, typer.Option(help="labelled part of the target domain, for evaluation only")]
-Classes = Annotated[Path | None, typer.Option(help="class list: YAML, JSON, a name a line, or cityscapes_19")]
+Classes = Annotated[Path | None, typer.Option(help="class list: YAML, JSON, a name a line, or cityscapes_19 (_16)")]
 Data = Annotated[Path | None, typer.Option(help="YAML that says where the data lies: classes, source, target, val")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over any setting, such as advent.steps=500")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="over any setting, such as advent.steps=500; may be repeated"),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
 
@@ -56,7 +60,7 @@ def demo(
     sets: Sets = None,
     device: Device = "auto",
 ) -> None:
-    """Adapt on the built-in pair, clear day to dusk and fog: minutes on a CPU, no data, no download."""
+    """Adapt on the built-in pair, in minutes on a CPU. Clear day to dusk and fog; no data, no download."""
     from segshift import api, demo_data
 
     data = demo_data.declaration()
@@ -106,9 +110,11 @@ def adapt(
         Path | None, typer.Option(help="weak labels of target images, from `segshift annotate`; for weak_labels")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="such as advent, cbst or tpld; `segshift recipes` lists them")
+        str | None, typer.Option(help="such as advent (default) or proda; short for --recipe cpu/METHOD")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="what to do; `segshift recipes` lists them")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="such as gta5_cityscapes/advent; `segshift recipes` lists all")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="the run's folder; the same command again resumes", show_default="runs/run")
     ] = None,
@@ -119,7 +125,8 @@ def adapt(
         bool, typer.Option("--dry-run", help="3 small steps of every stage, also without data; kept if --out is given")
     ] = False,
 ) -> None:
-    """Train on the source, adapt, compare with a source-only control, and report. The same command again resumes."""
+    """Train on the source, adapt to the target, and report. What adaptation gained is measured against a source-only
+    control that trained as long. The same command again resumes."""
     from segshift import api
 
     if config is None and method is None and recipe is None:
@@ -160,13 +167,16 @@ def predict(
     run: Annotated[Path, typer.Argument(help="a run, one of its stages, or a model's folder")],
     images: Annotated[Path, typer.Argument(help="folder of images, searched with its sub-folders")],
     out: Annotated[Path, typer.Option(help="folder for ids/, overlay/ and confidence/")] = Path("predictions"),
-    others: evaluate_cli.Others = None,
+    others: Annotated[
+        list[Path] | None, typer.Option("--with", help="further run to average logits with; may be repeated")
+    ] = None,
     flip: evaluate_cli.Flip = False,
     scales: evaluate_cli.Scales = None,
     window: evaluate_cli.Window = None,
     device: Device = "auto",
 ) -> None:
-    """Segment a folder of images: class ids (PNG), overlay and confidence. The same command again goes on."""
+    """Segment a folder of images. Writes class ids (PNG), an overlay and the confidence of each; the same command again
+    goes on."""
     from segshift import api
 
     options = evaluate_cli.chosen_options(flip, scales, window)
@@ -188,7 +198,7 @@ def annotate(
     browse: Annotated[bool, typer.Option("--open/--no-open", help="open the page in the browser")] = True,
     device: Device = "auto",
 ) -> None:
-    """Label images with tags and points on a local page, by keyboard and mouse. Every action is saved at once."""
+    """Label images with tags and points on a local page. Every action is saved at once. Needs the extra `web`."""
     from segshift.annotate import serve
 
     serve.annotate(
@@ -209,7 +219,7 @@ def features(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Draw the features of a run's stages into its report, class by class, and say how compact the classes are."""
+    """Draw the features of a run's stages into its report. Says too how compact the classes are."""
     from segshift import api
 
     names = [[name.strip() for name in given.split(",")] if given else None for given in (stages, domain)]
@@ -249,8 +259,11 @@ def main() -> None:
     """Entry point: errors that the user can mend are one screen and exit code 2; Ctrl-C is 130."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("segshift").setLevel(logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # Names of files may hold what the terminal's encoding has not: no reason to fail after hours of work.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=True, prog_name="segshift")
     except UserError as error:
         sys.stderr.write(f"segshift: {error}\n")
         sys.exit(2)

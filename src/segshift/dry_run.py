@@ -22,10 +22,12 @@ from segshift.data.domains import Domain, DomainSettings, open_domain
 from segshift.data.images import Size
 from segshift.data.statistics import spread
 from segshift.engine.inference import Options
+from segshift.engine.progress import console
 from segshift.errors import UserError
 from segshift.methods.base import WeakReading
 from segshift.miniatures import Pair, make_pair, make_weak_labels, plain_classes
 from segshift.networks import with_nets
+from segshift.run import UNEVEN
 from segshift.setup import (
     Domains,
     devices,
@@ -106,12 +108,18 @@ def dry_run(
         path = root / "settings.yaml"
         write_text(path, dump_yaml(small))
         start = time.monotonic()
-        done = api.adapt(root / "run", path, device=device)
+        done = api.adapt(root / "run", path, device=device, say=_of_the_real_run)
         spent = _spent(root / "run", small, time.monotonic() - start)
         _refuse_gaps(done, small, generated=asked.source is None)
     for line in spent:
         say(f"{line.part:<{max(len(each.part) for each in spent)}}  {line.seconds:6.1f} s")
     return spent
+
+
+def _of_the_real_run(line: str) -> None:
+    """Print a line, but not that control and adaptation differ in steps: here every stage has as many."""
+    if UNEVEN not in line:
+        console().print(line)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from segshift.engine.inference import Options
 
 Others = Annotated[
-    list[Path] | None, typer.Option("--with", help="further run, or published file, to average logits with")
+    list[Path] | None,
+    typer.Option("--with", help="further run, or published file, to average logits with; may be repeated"),
 ]
 Flip = Annotated[bool, typer.Option("--flip", help="average with the mirrored image")]
 Scales = Annotated[str | None, typer.Option(help="test at several scales, such as 0.75,1,1.25")]
@@ -29,7 +30,7 @@ def evaluate(
         Path | None,
         typer.Option(help="folder, or YAML that declares one; default: the run's val, with --points its target"),
     ] = None,
-    classes: Annotated[Path | None, typer.Option(help="class list: YAML, JSON, or a name a line")] = None,
+    classes: Annotated[Path | None, typer.Option(help="class list of the labels; default: the model's")] = None,
     published: Annotated[
         Path | None, typer.Option(help="file of a paper's release instead of a run, in its paper's protocol")
     ] = None,
@@ -49,7 +50,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="folder for metrics.json, .csv and .md, or points.json")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure a model on labelled images, at the labels' full size; or estimate how good it is from clicked points."""
+    """Measure a model on labelled images, or at clicked points. At the labels' full size; from points, the mIoU is
+    estimated."""
     from segshift.config import read_yaml
 
     declared = read_yaml(domain) if domain and domain.suffix.lower() in (".yaml", ".yml") else domain
@@ -73,7 +75,7 @@ def evaluate(
     from segshift import api
 
     metrics = api.evaluate(run, declared, classes=classes, others=others or [], options=options, device=device)
-    _tell(metrics, run.resolve().name, out)
+    _tell(metrics, " + ".join(each.resolve().name for each in (run, *(others or []))), out)
 
 
 def _contradiction(run: Path | None, published: Path | None, layout: str | None) -> UserError:
@@ -128,10 +130,10 @@ def _published(
             "--published without --domain", "labelled images to measure on", "add --domain DIR or FILE.yaml"
         )
     measured = evaluate_published(files, layout, domain, classes=classes, options=options, device=device)
-    if out is not None:
-        write_json(make_folder(out) / "published.json", measured.to_dict())
     typer.echo(str(measured), nl=False)
     _tell(measured.metrics, " + ".join(file.stem for file in files), out)
+    if out is not None:
+        write_json(make_folder(out) / "published.json", measured.to_dict())
 
 
 def _at_points(
@@ -147,7 +149,7 @@ def _at_points(
 ) -> None:
     from segshift import api
     from segshift.artefacts.store import make_folder, write_json
-    from segshift.engine.point_estimate import compared
+    from segshift.engine.point_result import compared
 
     if points is None or classes is not None:
         raise UserError(
@@ -160,9 +162,9 @@ def _at_points(
     if against is not None:
         other = api.evaluate_points(against, points, domain, options=options, device=device)
         text, content = compared(own, other, (str(run), str(against)))
+    typer.echo(text, nl=False)
     if out is not None:
         write_json(make_folder(out) / "points.json", content)
-    typer.echo(text, nl=False)
 
 
 def _tell(metrics: Any, name: str, out: Path | None) -> None:
@@ -170,12 +172,13 @@ def _tell(metrics: Any, name: str, out: Path | None) -> None:
     from segshift.artefacts.store import make_folder, write_json, write_text
 
     rows = f"{metrics.markdown_header()}\n{metrics.markdown_row(name)}\n"
+    # Before they are written: a full disk shall not cost what took hours to measure.
+    typer.echo(rows, nl=False)
     if out is not None:
         make_folder(out)
         write_json(out / "metrics.json", metrics.to_dict())
         write_text(out / "metrics.csv", metrics.to_csv())
         write_text(out / "metrics.md", rows)
-    typer.echo(rows, nl=False)
 
 
 def chosen_options(flip: bool, scales: str | None, window: str | None) -> Options | None:

@@ -13,7 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Weak labels (tags and points): import and export them, count them.",
+    help="Import, export and count weak labels (tags and points).",
 )
 
 Classes = Annotated[Path, typer.Option(help="class list: YAML, JSON, or a name a line")]
@@ -40,7 +40,10 @@ def import_labels(
     ] = None,
     class_map: Annotated[
         list[str] | None,
-        typer.Option(help="THEIRS=OURS for a class of another name; OURS may be ignore, THEIRS may be * (all unknown)"),
+        typer.Option(
+            metavar="THEIRS=OURS",
+            help="class of another name; OURS may be ignore, THEIRS may be * (all unknown); may be repeated",
+        ),
     ] = None,
     skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="leave out images not in the folder")] = False,
     complete: Annotated[

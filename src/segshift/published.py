@@ -141,6 +141,13 @@ def _recognised(path: Path, release: Release, shapes: Shapes) -> Network:
         return network
     others = [name for name, recognise in RECOGNISED.items() if name != release and recognise(shapes)]
     first = ", ".join(list(shapes)[:4])
+    if first.startswith("module."):
+        raise UserError(
+            f"the names of {path}'s tensors begin with `module.`: they are of a DataParallel",
+            "the network's own names",
+            "save it without: torch.save({k.removeprefix('module.'): v for k, v in "
+            "torch.load(FILE, weights_only=True).items()}, NAME)",
+        )
     raise UserError(
         f"{path} is no network of the {release} release: its {len(shapes)} tensors begin with {first or 'none'}",
         f"a trained network of {release}, with its classifier",

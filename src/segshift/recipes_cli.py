@@ -21,8 +21,8 @@ published  mIoU in percent over 19, 16 and 13* classes that the paper reports, n
            ~ read in a later paper's table, ? not verified
 steps      of all stages, the control's included
 GiB        peak of a training step in fp32, measured on a CPU; ~ scaled from a smaller one
-needs      weights that you download (docs/networks.md); weak labels: tags or points
-more       docs/recipes.md
+needs      weights that you download; weak labels: tags or points
+more       docs/recipes.md; its table of weights has the files
 """
 
 DATA = {
@@ -34,12 +34,14 @@ DATA = {
 """What a group of recipes is trained on."""
 
 FILES = {
-    "caffe_resnet101": "ResNet-101 (Caffe)",
-    "torchvision_resnet101": "ResNet-101",
-    "torchvision_vgg16": "VGG-16",
-    "simclr_v2_resnet101": "SimCLRv2",
+    "DeepLab_resnet_pretrained_imagenet.pth": "ResNet-101 (Caffe)",
+    "DeepLab_resnet_pretrained_init-f81d91e8.pth": "ResNet-101 (COCO)",
+    "resnet101-5d3b4d8f.pth": "ResNet-101",
+    "vgg16-00b39a1b.pth": "VGG-16 (Caffe)",
+    "vgg16-397923af.pth": "VGG-16",
+    "r101_1x_sk0.pth": "SimCLRv2",
 }
-"""Layouts of published weights, in short."""
+"""Files of published weights, in short."""
 
 
 def recipes(
@@ -48,7 +50,7 @@ def recipes(
         typer.Argument(help="a group, such as cpu, to list it alone; `show NAME`, or NAME, prints a recipe's YAML"),
     ] = None,
 ) -> None:
-    """List the recipes with published figures, steps, memory and needs, or print one."""
+    """List the recipes, or print one. With published figures, steps, memory and needs."""
     from segshift import recipes as known
 
     asked = list(name or ())
@@ -94,7 +96,7 @@ def _published_row(names: list[str], width: int) -> Iterator[str]:
         mark = MARKS[figures.status] if figures else ""
         miou = [getattr(figures, f"miou{count}", None) for count in (19, 16, 13)]
         cells = "".join(f"{'' if value is None else f'{value:.1f}{mark}':<6}" for value in miou)
-        needs = [FILES.get(layout, layout) for layout in facts.weights(recipe)]
+        needs = [FILES.get(file, file) for file in facts.weights(recipe)]
         weak = facts.weak_labels(recipe)
         needs += [weak] if weak else []
         yield f"{name:<{width}}  {cells}{_steps(recipe):>6}{_memory(recipe):>7}  {', '.join(needs)}".rstrip()

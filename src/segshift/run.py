@@ -53,6 +53,9 @@ from segshift.types import Batch
 CURVE_IMAGES = 48
 """Images that a point of the mIoU curve is measured on."""
 
+UNEVEN = "for a fair verdict"
+"""In what is said of a control that trains for another number of steps than the adaptation."""
+
 EMPTY = Batch(torch.empty(0, 3, 1, 1))
 """The target batch of a method that needs none."""
 
@@ -117,8 +120,8 @@ class Run:
         control, adapted = self.settings.control, self.adapted
         if control and steps(control) != steps(adapted):
             self.say(
-                f"note: {control} trains for {steps(control)} steps and {adapted} for {steps(adapted)}; for a fair"
-                f" verdict add --set {control}.steps={max(1, steps(adapted) - steps(stages[control].init))}"
+                f"note: {control} trains for {steps(control)} steps and {adapted} for {steps(adapted)}; {UNEVEN}"
+                f" add --set {control}.steps={max(1, steps(adapted) - steps(stages[control].init))}"
             )
 
     @property

@@ -23,7 +23,7 @@ def select(
     ),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Rank trained models by figures that need no label of the target, warn of collapse, and recommend one."""
+    """Rank trained models without labels, and recommend one. Looks at what they say of the target."""
     from segshift.config import read_yaml
     from segshift.selecting import Asked
     from segshift.selecting import select as choose

@@ -18,7 +18,7 @@ from segshift.data.statistics import class_frequency, spread
 from segshift.engine import tallies
 from segshift.engine.answers import Place, grid_of, read_answers, sample, write_answers
 from segshift.engine.inference import Options
-from segshift.engine.model import load_model
+from segshift.engine.model import class_set, load_model
 from segshift.engine.pipeline import fingerprint
 from segshift.engine.progress import console, track
 from segshift.engine.selection import (
@@ -112,8 +112,7 @@ def select(
     if asked.seed < 0:
         raise UserError(f"--seed {asked.seed}", "0 or more", "leave it out for 0")
     candidates, notes = find_candidates([Path(path) for path in paths], asked.stages)
-    palette = tuple((r, g, b) for r, g, b in candidates[0].config["classes"]["palette"])
-    classes = ClassSet(candidates[0].classes, palette)
+    classes = class_set(candidates[0].config)
     target = _target(candidates, asked, classes)
     images = sample(len(target), asked.images, asked.seed)
     place = Place(target, images, grid_of(*image_size(target.items[images[0]].image)), where)

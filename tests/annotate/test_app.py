@@ -61,32 +61,25 @@ def test_session(client: Client) -> None:
 
 
 def test_actions_are_saved_as_they_come(tmp_path: Path) -> None:
-    site = make_site(tmp_path, 4)
+    site, name = make_site(tmp_path, 4), name_of(2)
     with serving(site, who="Ann") as client:
-        assert client.get("api/session").json["done"] == "0000"
-        save_and_take_back(site, client)
-
-
-def save_and_take_back(site: Site, client: Client) -> None:
-    name = name_of(2)
-    first = client.act(name, tag("sky"), visit="a", seconds=2.0)
-    assert first.status == 200
-    assert lines(site.out)[-1] | {"when": ""} == {
-        "image": name, "tags": ["sky"], "complete": False, "size": [1600, 900], "who": "Ann", "when": "",
-    }  # fmt: skip
-    # A point brings its tag; tags stand in the order of the class list.
-    client.act(name, point("road", 10, 20))
-    assert site.labels[name].tags == ("road", "sky")
-    assert site.labels[name].points == (Point(10, 20, "road"),)
-    done = client.act(name, {"kind": "complete", "value": True}, visit="a", seconds=6.0).json
-    assert site.labels[name].complete
-    assert done["label"]["complete"]
-    assert (done["labelled"], done["complete"], done["median"]) == (1, 1, 6.0)
-    # A tag that goes takes its points with it; what says nothing takes the label back.
-    assert client.get("api/session").json["done"] == "0020"
-    client.act(name, tag("road", False), tag("sky", False), {"kind": "complete", "value": False})
-    assert site.labels[name].empty
-    assert client.get("api/pulse").json["labelled"] == 0
+        assert client.act(name, tag("sky"), visit="a", seconds=2.0).status == 200
+        assert lines(site.out)[-1] | {"when": ""} == {
+            "image": name, "tags": ["sky"], "complete": False, "size": [1600, 900], "who": "Ann", "when": "",
+        }  # fmt: skip
+        # A point brings its tag; tags stand in the order of the class list.
+        client.act(name, point("road", 10, 20))
+        assert site.labels[name].tags == ("road", "sky")
+        assert site.labels[name].points == (Point(10, 20, "road"),)
+        done = client.act(name, {"kind": "complete", "value": True}, visit="a", seconds=6.0).json
+        assert site.labels[name].complete
+        assert done["label"]["complete"]
+        assert (done["labelled"], done["complete"], done["median"]) == (1, 1, 6.0)
+        # A tag that goes takes its points with it; what says nothing takes the label back.
+        assert client.get("api/session").json["done"] == "0020"
+        client.act(name, tag("road", False), tag("sky", False), {"kind": "complete", "value": False})
+        assert site.labels[name].empty
+        assert client.get("api/pulse").json["labelled"] == 0
 
 
 def test_nothing_is_written_where_nothing_changes(site: Site, client: Client) -> None:

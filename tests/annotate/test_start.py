@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -147,6 +148,20 @@ def test_ports(site: Site) -> None:
         assert "is in use" in message
         assert f"--port {taken.getsockname()[1] + 1}" in message
     assert "is no port" in told(site, port=99999)
+    for port, other in ((80, 8765), (65535, 8765), (65534, 65535), (8765, 8766)):
+        with mock.patch("socket.socket.bind", side_effect=OSError(errno.EADDRINUSE, "Address already in use")):
+            assert f"or choose --port {other}" in told(site, port=port)
+
+
+@pytest.mark.parametrize(("ssh", "says"), [("10.0.0.1 50000 10.0.0.2 22", True), ("", False)])
+def test_over_ssh_it_says_how_the_link_is_reached(
+    site: Site, monkeypatch: pytest.MonkeyPatch, ssh: str, says: bool
+) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", ssh)
+    with mock.patch("uvicorn.Server.run"):
+        outcome = segshift(*site.command("--port", "0"))
+    (port,) = re.findall(r"open http://127\.0\.0\.1:(\d+)/", outcome.out)
+    assert (f"ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}" in outcome.out) == says
 
 
 def test_two_servers_on_one_file(site: Site) -> None:

@@ -99,6 +99,17 @@ def test_models_of_other_classes(trained: Pair, tmp_path: Path) -> None:
         Suggestions(trained.run, folder, make_classes(["tree", "water"]), tmp_path, set(), "cpu")
 
 
+def test_classes_that_are_spelt_otherwise(trained: Pair, tmp_path: Path) -> None:
+    """As everywhere: capitals, spaces and underscores do not matter. Of the model's it has the sky alone."""
+    folder = open_folder(trained.target)
+    suggestions = Suggestions(trained.run, folder, make_classes(["tree", "_Sky"]), tmp_path, set(), "cpu")
+    try:
+        assert suggestions._usable(list(NAMES)) == [None, "_Sky", None, None]
+        assert suggestions._usable(["0", "SKY"]) == [None, "_Sky"]
+    finally:
+        suggestions.stop()
+
+
 def test_the_command_with_suggestions(trained: Pair, tmp_path: Path) -> None:
     """Served while they are computed; an image that cannot be read does not stop it; kill -9 leaves nobody behind."""
     site = Site(tmp_path)

@@ -145,6 +145,8 @@ def test_csv_and_markdown() -> None:
     row = metrics.markdown_row("advent")
     assert row == "| advent | 75.0 | nan | 75.0 | 75.0 |"
     assert header.count("|") == rule.count("|") == row.count("|")
+    barred = Metrics(("road | wet", "sky\n"), np.array([[3, 1], [0, 0]], dtype=np.int64), 1)
+    assert barred.markdown_header().splitlines()[0] == r"| model | road \| wet | sky | mIoU | pixel acc. |"
 
 
 def test_merge_of_shards_is_the_whole() -> None:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from segshift.engine.metrics import iou_of
-from segshift.engine.point_estimate import PointCounts, compared, estimate, gain, shares, wilson
+from segshift.engine.point_estimate import PointCounts, estimate, wilson
+from segshift.engine.point_result import compared, gain
+from segshift.engine.point_shares import shares
 from segshift.errors import UserError
 
 
@@ -112,9 +114,8 @@ def test_exact_where_the_rows_are_exact(classes: int, seed: int) -> None:
 @given(
     hnp.arrays(float, (4, 5), elements=st.floats(0, 1)),
     hnp.arrays(float, 5, elements=st.floats(0, 1)),
-    st.lists(st.booleans(), min_size=4, max_size=4),
 )
-def test_shares_are_the_least_squares_on_the_simplex(raw: np.ndarray, target: np.ndarray, start: list[bool]) -> None:
+def test_shares_are_the_least_squares_on_the_simplex(raw: np.ndarray, target: np.ndarray) -> None:
     rows = (raw + 1e-3) / (raw + 1e-3).sum(axis=1, keepdims=True)
     predicted = (target + 1e-3) / (target + 1e-3).sum()
     clicked = np.array([0, 1, 3, 4])
@@ -131,8 +132,6 @@ def test_shares_are_the_least_squares_on_the_simplex(raw: np.ndarray, target: np
         for step in (1.0, 0.1, 1e-3):
             # No feasible direction goes down.
             assert cost(found) <= cost((1 - step) * found + step * other) + 1e-7
-    # Where rows are alike the solution is held by a weight of 1e-6, in the square, alone.
-    np.testing.assert_allclose(shares(rows, predicted, clicked, np.array(start)), found, atol=5e-4)
 
 
 def test_a_class_that_is_never_recognised_does_not_eat_another() -> None:

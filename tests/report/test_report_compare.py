@@ -111,6 +111,17 @@ def alts(html: str) -> list[str]:
     return re.findall(r'alt="([^"]*)"', matrix(html))
 
 
+def test_controls_that_differ_are_each_named_by_their_run(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, panels=2) for name in "ab"]
+    panels = runs[1] / "panels"
+    first = json.loads((panels / "index.json").read_text())[0]
+    (panels / first["control"]).write_bytes((panels / first["truth"]).read_bytes())
+    html = compare_runs(runs, tmp_path).read_text(encoding="utf-8")
+    heads = Reader(re.findall(r"<thead>.*?</thead>", matrix(html), re.DOTALL)[0]).text
+    assert heads.startswith("Image Source-only of a ")
+    assert "Source-only of b" in heads
+
+
 def test_the_same_image_in_columns_of_models(tmp_path: Path) -> None:
     named = [("a", "advent", 0.9), ("b", "minent", 0.5)]
     runs = [write_run(tmp_path / n, method=m, quality=q, panels=2, certainty=True) for n, m, q in named]

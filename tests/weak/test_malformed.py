@@ -109,7 +109,7 @@ FILES: dict[str, tuple[str, object, tuple[str, ...]]] = {
         ("a.jpg (64.5, 2.5)", "outside", "line 11"),
     ),
     # ---- CSV
-    "CSV with semicolons": ("x.csv", "image;x;y;class\na.jpg;1;2;road\n", ("none of the known formats",)),
+    "CSV with semicolons": ("x.csv", "image;x;y;class\na.jpg;1;2;road\n", ("line 1", "separate the columns by commas")),
     "CSV of other columns": ("x.csv", "image,x,y\na.jpg,1,2\n", ("line 1", "image,x,y,class")),
     "CSV with a short row": ("x.csv", "image,classes\na.jpg,road\nb.jpg\n", ("line 3", "1 cells")),
     "CSV with an open quote": ("x.csv", 'image,classes\na.jpg,road\nb.jpg,"road\n', ("line 3", "mend the line")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -69,14 +68,12 @@ class _Answers:
     def picture(self, request: Request) -> Response:
         """The picture of an image."""
         name = request.query_params.get("image", "")
-        file = self._work.folder.file(name)
-        about = os.stat(file)
-        tag = f'"{about.st_mtime_ns:x}-{about.st_size:x}"'
+        tag = f'"{self._work.version(name)}"'
         # A browser asks each time, and gets the bytes only where the file has changed.
         headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
-        content, media = picture(file)
+        content, media = picture(self._work.folder.file(name))
         return Response(content, media_type=media, headers=headers)
 
     def act(self, action: Action) -> Response:
@@ -105,6 +102,7 @@ class _Answers:
         suggested = self._suggestions.of(name) if self._suggestions else None
         return {
             "image": name,
+            "file": self._work.version(name),
             "revision": state.revision,
             "tags": list(state.tags),
             "points": [[x, y, c] for x, y, c in state.points],

@@ -66,6 +66,7 @@ class Action(_Strict):
         image: its path below the folder.
         base: revision of the state that the person saw.
         ops: what to do.
+        file: version of the image's file that the person saw (`Work.version`); empty: not said.
         visit: names the time for which the page has been showing this image.
         seconds: how long the person has worked on the image during that time.
     """
@@ -73,6 +74,7 @@ class Action(_Strict):
     image: str
     base: str
     ops: Annotated[list[Operation], Field(max_length=LONGEST)]
+    file: Annotated[str, Field(max_length=40)] = ""
     visit: Annotated[str, Field(max_length=40)] = ""
     seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0.0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from segshift.data.images import naming_file, open_image, whole_file
+from segshift.weak.matching import turned
 
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Kinds of image, by Pillow's names, that are opened at all: pixels only, none that is a document or a program."""
@@ -23,9 +24,6 @@ PLAIN: Mapping[str, tuple[str, frozenset[str]]] = {
     "PNG": ("image/png", frozenset({"RGB", "L", "P", "1"})),
 }
 """Kinds that every browser shows as segshift reads them: media type, and the modes for which that holds."""
-
-ORIENTATION = 0x0112
-"""EXIF tag: how a viewer should turn the picture; 1 is upright."""
 
 QUALITY = 92
 """Of pictures written anew, as JPEG without colour subsampling; only for looking at."""
@@ -55,12 +53,12 @@ def header(path: Path) -> Header:
     Image.init()
     # A Pillow that was built without some of them refuses their names.
     formats = [kind for kind in FORMATS if kind in Image.OPEN]
-    with naming_file(path, "image"), Image.open(whole_file(path), formats=formats) as image:
-        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) != 1
+    with naming_file(path, "image"), Image.open(data := whole_file(path), formats=formats) as image:
+        turns = turned(image, data.getvalue())
         media, modes = PLAIN.get(image.format or "", ("", frozenset()))
         still = not getattr(image, "is_animated", False) and "transparency" not in image.info
-        plain = media if image.mode in modes and still and not turned else None
-        return Header((image.width, image.height), turned, plain)
+        plain = media if image.mode in modes and still and not turns else None
+        return Header((image.width, image.height), turns, plain)
 
 
 def picture(path: Path) -> tuple[bytes, str]:

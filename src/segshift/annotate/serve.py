@@ -22,6 +22,8 @@ from segshift.data.classes import read_classes
 from segshift.errors import UserError
 from segshift.weak.store import WeakStore
 
+DEFAULT_PORT = 8765
+
 MISSING = UserError(
     "labelling in the browser needs the packages starlette and uvicorn",
     remedy="pip install 'segshift[web]', from a checkout: pip install -c constraints.txt -e '.[web]'",
@@ -35,7 +37,7 @@ def annotate(
     *,
     suggest: Path | None = None,
     host: str = "127.0.0.1",
-    port: int = 8765,
+    port: int = DEFAULT_PORT,
     who: str | None = None,
     browse: bool = True,
     device: str = "auto",
@@ -103,6 +105,9 @@ def _serve(
     address = f"{scheme}:{listening.getsockname()[1]}"
     with contextlib.suppress(KeyboardInterrupt):
         say(f"open {address}/{token}/")
+        if os.environ.get("SSH_CONNECTION"):
+            own, end = listening.getsockname()[1], scheme.removeprefix("http://")
+            say(f"from the computer that you sit at: first ssh -L {own}:{end}:{own} {socket.gethostname()}")
         say("stop with Ctrl-C; every action is saved at once. The same command goes on, with the same link")
         if browse and _has_desktop():
             webbrowser.open(f"{address}/{once}")
@@ -156,9 +161,14 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             raise UserError(
                 f"--port {port} {'is in use' if taken else 'cannot be used'}: {error.strerror}",
                 "a free port",
-                f"stop the program that uses it (another `segshift annotate`?), or choose --port {port + 1}",
+                f"stop the program that uses it (another `segshift annotate`?), or choose --port {_other(port)}",
             ) from error
         yield listening
+
+
+def _other(port: int) -> int:
+    """A port to try instead: not one that only an administrator may use, nor one beyond the last."""
+    return port + 1 if 1024 <= port < 65535 else DEFAULT_PORT
 
 
 def _shown(host: str) -> str:

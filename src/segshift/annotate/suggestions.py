@@ -19,6 +19,7 @@ from typing import IO, Any
 from segshift.annotate.folder import Folder
 from segshift.errors import UserError
 from segshift.types import ClassSet
+from segshift.weak.matching import known_as
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ class Suggestions:
 
     def _usable(self, known: list[str]) -> list[str | None]:
         """For each class of the model, its name in the class list; None: not in it."""
-        names = [name if name in self._classes.names else None for name in known]
+        # A name of digits of another list is no train id of this one.
+        mine = self._classes
+        names = [None if name.isdecimal() and name not in mine.names else known_as(name, mine) for name in known]
         if not any(names):
             raise UserError(
                 f"--suggest {self._run}: the model knows {', '.join(known)}",

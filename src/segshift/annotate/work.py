@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import logging
 import os
 import secrets
@@ -41,7 +43,9 @@ def _on_disk() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise NotSaved(error.found, error.wanted, error.remedy) from error
+        full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space: the page goes on by itself" if full else error.remedy
+        raise NotSaved(error.found, error.wanted, remedy) from error
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Work:
         self._done: dict[str, int] = {}
         self._seen: tuple[int, ...] | None = None
         self._dismissed = beside.dismissed()
-        self._headers: OrderedDict[str, tuple[tuple[int, int], Header]] = OrderedDict()
+        self._headers: OrderedDict[str, tuple[str, Header]] = OrderedDict()
         self._boot, self._changes = secrets.token_hex(4), 0
         self._load(first=True)
 
@@ -102,7 +106,15 @@ class Work:
             self._refresh()
             label = self._labels.get(name)
             if label is not None and label.points:
-                label, _ = fitted(label, self.header(name).size)
+                try:
+                    label, _ = fitted(label, self.header(name).size)
+                except UserError as error:
+                    take_back = json.dumps({"image": label.image})
+                    raise UserError(
+                        error.found, error.wanted,
+                        f"put the image back that was labelled; or label it anew: append {take_back} to "
+                        f"{self._store.path}, which takes back what was said of it",
+                    ) from error  # fmt: skip
                 wrong = misplaced(label)
                 if wrong:
                     raise UserError(
@@ -121,7 +133,7 @@ class Work:
         with self._lock:
             label = self._labels.get(name)
             size = self.header(name).size
-            merged = fitted(label, size)[1] if label is not None else []
+            merged = fitted(label, size)[1] if label is not None and label.points else []
             return told_of_merged(len(merged), size) if merged else ""
 
     def header(self, name: str) -> Header:
@@ -130,22 +142,29 @@ class Work:
         Raises:
             UserError: no such image, or it cannot be read.
         """
-        file = self.folder.file(name)
-        try:
-            about = os.stat(file)
-        except OSError as error:
-            raise UserError(
-                f"image {name} is gone: {error.strerror}", remedy="put it back, or go on without"
-            ) from error
-        kind = about.st_mtime_ns, about.st_size
+        kind = self.version(name)
         with self._lock:
             known = self._headers.get(name)
             if known is None or known[0] != kind:
-                known = kind, header(file)
+                known = kind, header(self.folder.file(name))
                 self._headers[name] = known
                 while len(self._headers) > HEADERS:
                     self._headers.popitem(last=False)
             return known[1]
+
+    def version(self, name: str) -> str:
+        """A name for what an image's file holds now: it changes with the file.
+
+        Raises:
+            UserError: no such image, or it is gone.
+        """
+        try:
+            about = os.stat(self.folder.file(name))
+        except OSError as error:
+            raise UserError(
+                f"image {name} is gone: {error.strerror}", remedy="put it back, or go on without"
+            ) from error
+        return f"{about.st_mtime_ns:x}-{about.st_size:x}"
 
     def act(self, action: Action) -> State:
         """Apply an action and save what came of it; when this returns, it is on disk.
@@ -156,6 +175,8 @@ class Work:
             UserError: it cannot be done to this image.
         """
         with self._lock:
+            if action.file not in ("", self.version(action.image)):
+                raise UserError("the image's file has changed since it was shown", remedy="look at it again")
             before = self.state(action.image)
             if before.revision != action.base:
                 raise Stale

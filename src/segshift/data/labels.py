@@ -234,11 +234,13 @@ def unmapped_error(path: Path, unmapped: Mapping[Value, int], decoder: Decoder) 
     known = sorted(decoder.ids) if kind == "id" else sorted(decoder.colours)
     wanted = ", ".join(show_value(v) for v in known[:12]) + (", ..." if len(known) > 12 else "")
     fix = f"`{show_value(ranked[0][0])}: ignore` (or a class name)"
+    # `evaluate` has no --data.
+    place = "data.yaml (--data)" if decoder.domain != "evaluation" else "a YAML file for --domain"
     hint = decoder.hint if kind == "id" or not decoder.hint else ", or give the class list its `palette`"
     return UserError(
         f"label {path} has {kind}s that no class has: {shown}{more}",
         f"{kind}s {wanted}",
-        f'add {fix} or `"*": ignore` to the class_map of domain {decoder.domain!r} in data.yaml (--data){hint}',
+        f'add {fix} or `"*": ignore` to the class_map of domain {decoder.domain!r} in {place}{hint}',
     )
 
 

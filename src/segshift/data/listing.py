@@ -158,9 +158,15 @@ class Where:
         raise UserError(
             f"domain {self.domain!r}: no folder of {what} in {self.root}",
             f"one of {tried}",
-            f"name the folder, from {self.root} on, as the domain's `{key}`: --set {self.domain}.{key}=FOLDER"
+            f"name the folder, from {self.root} on, as the domain's `{key}`: {self._how(key)}"
             + ("" if self.split is None else f"; or correct `split: {self.split}`"),
         )
+
+    def _how(self, key: str) -> str:
+        # `evaluate` has no --set.
+        if self.domain == "evaluation":
+            return f"write `root:` and `{key}:` into a YAML file, and give that to --domain"
+        return f"--set {self.domain}.{key}=FOLDER"
 
     def image_folder(self, override: str | None) -> Path:
         """The folder of the images.

@@ -314,4 +314,5 @@ def _percent(value: float, decimals: int) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    # A class or a model may be called anything; a bar or a line break would end the cell.
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"

@@ -157,6 +157,14 @@ def _planned_last(run: Path) -> Path | None:
         return None
 
 
+def class_set(config: Any) -> ClassSet:
+    """The classes that a model's config.json names; LookupError, TypeError or ValueError where it is damaged."""
+    names, palette = config["classes"]["names"], config["classes"]["palette"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the names of its classes are no list of texts")
+    return ClassSet(tuple(names), tuple((r, g, b) for r, g, b in palette))
+
+
 def load_model(path: Path, device: torch.device | None = None) -> Model:
     """Load a model that segshift wrote.
 
@@ -172,16 +180,15 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
     try:
         if config["format"] != FORMAT:
             raise UserError(f"{folder} is of format {config['format']}", f"format {FORMAT}", "update segshift")
-        classes = ClassSet(
-            tuple(config["classes"]["names"]), tuple((r, g, b) for r, g, b in config["classes"]["palette"])
-        )
+        classes = class_set(config)
         if sha256(weights) != config["sha256"]:
             raise ValueError(f"{weights.name} is not the file that was written (its sha256 differs)")
         name, options = config["net"]["name"], dict(config["net"]["options"])
         if name in NETS and "weights" in inspect.signature(NETS[name]).parameters:
             options["weights"] = "none"  # they come from the file: the builder need not read ImageNet's
         net = build_net(name, len(classes), options)
-        net.load_state_dict(safetensors.torch.load_file(weights))
+        # Not load_file: it refuses paths that are not UTF-8.
+        net.load_state_dict(safetensors.torch.load(weights.read_bytes()))
         size = (int(config["size"][0]), int(config["size"][1]))
     except FileNotFoundError as error:
         raise UserError(f"{weights} does not exist", remedy="run the training stage again") from error

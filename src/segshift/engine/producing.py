@@ -104,8 +104,8 @@ def make_prototypes(
     """Write each class's prototype: the mean, over the images that have enough pixels of it, of the mean feature of the
     pixels predicted as it. Constant memory; called again, it goes on.
 
-    Source: ProDA release, calc_prototype.py (methods.md section 10.3). Its four epochs over images without augmentation
-    give the mean of one.
+    Source: ProDA release, calc_prototype.py (methods.md section 10.3), which goes over the same images four times and
+    counts to 3000: from there on it is a moving average, here all images weigh the same.
 
     Raises:
         UserError, Interrupted: see `produce`.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -234,9 +235,9 @@ def _tensors(checkpoint: Mapping[str, Any], inside: tuple[tuple[str, ...], ...],
         raise UserError(
             f"{source} holds something else than tensors: {_first(strange)}",
             "a dictionary of tensors",
-            "pass the state dict inside the checkpoint, or another layout",
+            "another layout, or its tensors alone: torch.save(torch.load(FILE, weights_only=True)[KEY], NAME)",
         )
-    return dict(checkpoint)
+    return {str(key): value for key, value in checkpoint.items()}
 
 
 def _sha256(path: Path) -> str:
@@ -274,6 +275,16 @@ def _read(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         with torch.serialization.safe_globals(_NUMPY):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Not torch's own words: they advise to load it with weights_only=False, which lets a file run code.
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason, remedy = "no PyTorch checkpoint, or a damaged one", "download it again, and check its sha256"
+        if named:
+            reason = f"it holds Python objects ({named[1]}), which could run code"
+            remedy = "where you trust it, save its tensors alone: torch.save(model.state_dict(), NAME)"
+        raise UserError(
+            f"weights file {path} cannot be read: {reason}", "a PyTorch checkpoint of tensors, or .safetensors", remedy
+        ) from error
     except _DAMAGED as error:
         raise UserError(
             f"weights file {path} cannot be read: {gist(error)}",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
@@ -70,9 +71,9 @@ def steps(recipe: Mapping[str, Any]) -> int:
 
 
 def weights(recipe: Mapping[str, Any]) -> list[str]:
-    """Layouts of the published files that a recipe starts from, in order, each once."""
+    """Names of the published files that a recipe starts from, in order, each once."""
     nets = [recipe.get("net") or {}, *(stage.get("net") or {} for stage in recipe["stages"])]
-    return list(dict.fromkeys(net["layout"] for net in nets if net.get("layout")))
+    return list(dict.fromkeys(PurePosixPath(net["checkpoint"]).name for net in nets if net.get("checkpoint")))
 
 
 def weak_labels(recipe: Mapping[str, Any]) -> str | None:

@@ -67,14 +67,14 @@ def matrices(runs: Sequence[Run], names: Sequence[str], problems: list[str]) -> 
 
 def _columns(there: Sequence[tuple[Run, str, Panel]]) -> list[_Column]:
     """The different controls, then the result of each run."""
-    controls: list[_Column] = []
-    seen: list[bytes] = []
+    first: dict[bytes, tuple[str, Panel]] = {}
     for _, said, panel in there:
-        if (path := panel.files.get("control")) is None or (content := _bytes(path)) in seen:
-            continue
-        label = "Source-only" if not seen else f"Source-only of {said}"
-        seen.append(content)
-        controls.append(_Column(label, "control", panel, panel.control_miou))
+        if (path := panel.files.get("control")) is not None:
+            first.setdefault(_bytes(path), (said, panel))
+    controls = [
+        _Column("Source-only" if len(first) == 1 else f"Source-only of {said}", "control", panel, panel.control_miou)
+        for said, panel in first.values()
+    ]
     return controls + [_Column(said, "adapted", panel, panel.adapted_miou) for _, said, panel in there]
 
 

@@ -11,6 +11,7 @@ from segshift.errors import UserError, nearest
 from segshift.weak.formats.base import Content, Entry
 from segshift.weak.label import Point, WeakLabel, check_image, moment
 from segshift.weak.matching import clashes, cut, file_size, in_pixels_of, known_as, listed, without
+from segshift.weak.matching import turned as asks_to_be_turned
 from segshift.weak.names import Images
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 IGNORED = "ignore"
 """What a class map says of a class that is not to be read."""
-
-_ORIENTATION = 0x0112
-"""EXIF's tag of how a camera was held."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +308,7 @@ def _stored(image: str, path: Path, turned: dict[str, None]) -> tuple[int, int]:
 
     size = file_size(path)
     with Image.open(path) as opened:
-        if opened.getexif().get(_ORIENTATION, 1) not in (0, 1):
+        if asks_to_be_turned(opened, path.read_bytes()):
             turned[image] = None
     return size
 

@@ -14,6 +14,8 @@ from segshift.weak.names import Images
 
 if TYPE_CHECKING:
     # For its name only: the module brings torch.
+    from PIL.Image import Image
+
     from segshift.types import ClassSet
 
 log = logging.getLogger("segshift")
@@ -23,6 +25,13 @@ SHOWN = 5
 
 SAME_SHAPE = 0.02
 """Relative difference of the aspect ratios up to which one image is a resized copy of the other."""
+
+
+_ORIENTATION = 0x0112
+"""EXIF's tag of how a camera was held, 1 to 8; 1 is upright."""
+
+_PNG_FLAGS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+"""Where a PNG may say how it should be turned."""
 
 
 class _Item(Protocol):
@@ -177,7 +186,8 @@ def class_names(labels: Iterable[WeakLabel], classes: ClassSet) -> dict[str, str
         raise UserError(
             f"weak labels name classes that the class list does not have: {listed([cut(n) for n in unknown])}",
             f"of {', '.join(classes.names)}; {cut(unknown[0])!r}: {nearest(unknown[0], classes.names)}",
-            "use the class list that the labels were made with, or import them with --class-map 'NAME=CLASS'",
+            "use the list that they were made with; to rename or drop a class (docs/weak_labels.md): `labels export` "
+            "with that list, then `labels import --class-map 'OLD=NEW'`",
         )
     return {name: spelling for name, spelling in found.items() if spelling is not None}
 
@@ -204,6 +214,19 @@ def file_size(path: Path) -> tuple[int, int]:
         raise UserError(
             f"image {path} cannot be opened: {error}", "an image file", "copy or export it again"
         ) from error
+
+
+def turned(image: Image, data: bytes) -> bool:
+    """Whether viewers turn an image by its orientation flag (EXIF), which segshift does not.
+
+    Args:
+        image: opened with Pillow, not yet decoded.
+        data: of its file.
+    """
+    # Pillow itself turns a TIFF. It decodes the whole of a PNG to look behind it for a flag that hardly any has.
+    if image.format == "TIFF" or (image.format == "PNG" and not any(mark in data for mark in _PNG_FLAGS)):
+        return False
+    return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
 
 
 def in_pixels_of(label: WeakLabel, size: tuple[int, int], where: str = "") -> WeakLabel:

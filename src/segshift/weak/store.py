@@ -23,6 +23,9 @@ __all__ = ["Point", "WeakLabel", "WeakStore"]
 
 log = logging.getLogger("segshift")
 
+_MARK = b"\xef\xbb\xbf"
+"""UTF-8's byte order mark."""
+
 
 class WeakStore:
     """Weak labels in a file.
@@ -164,7 +167,7 @@ class WeakStore:
 
 def _split(data: bytes) -> tuple[list[bytes], bytes]:
     """The lines of a file, and what follows the last newline where that is only a part of one."""
-    *lines, last = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    *lines, last = data.removeprefix(_MARK).split(b"\n")
     if not last.strip(b" \t\r"):
         return lines, b""
     # A write that was cut off leaves the beginning of an object or, after a power failure, zeros: all else is kept.
@@ -180,7 +183,8 @@ def _split(data: bytes) -> tuple[list[bytes], bytes]:
 
 def _text(line: bytes, where: str) -> str:
     try:
-        return line.decode()
+        # A file that some editors have saved begins with a mark, also where it was joined to another one.
+        return line.removeprefix(_MARK).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 text", "JSON in UTF-8", "save the file as UTF-8") from error
 

@@ -14,7 +14,7 @@ const HISTORY = `segshift-history${location.pathname}`, REMEMBERED = 300;
 
 const part = (id) => document.getElementById(id);
 const blank = { tags: [], points: [], complete: false, dismissed: [], suggested: null, size: [1, 1] };
-const page = { classes: [], keys: [], images: [], done: [], at: 0, shown: null, current: null, chosen: null, hover: null, fromTop: false };
+const page = { classes: [], keys: [], images: [], done: [], at: 0, shown: null, file: "", current: null, chosen: null, hover: null, fromTop: false };
 const time = { visit: "", seconds: 0, last: 0 };
 const history = { undo: [], redo: [] };
 let inputs = Promise.resolve(), waiting = 0, warned = null;
@@ -61,7 +61,7 @@ function input(act) {
 // Do something to the label of the image that is shown.
 function act(ops, kind = "do", of = page.shown) {
   if (!of || !ops.length) return;
-  server.send({ image: of, ops, kind, visit: time.visit, seconds: Math.round(time.seconds * 100) / 100 });
+  server.send({ image: of, ops, kind, file: of === page.shown ? page.file : "", visit: time.visit, seconds: Math.round(time.seconds * 100) / 100 });
   render();
 }
 
@@ -86,7 +86,10 @@ function saved(entry, before, after) {
 
 function refused(entry, text) {
   panel.tell(`Not done: ${text}`, "bad");
-  void server.label(entry.image).then(render, () => render());
+  void server.label(entry.image).then((about) => {
+    if (entry.image === page.shown && about.file !== page.file) input(() => go(page.at));
+    render();
+  }, () => render());
 }
 
 // ---- what can be done
@@ -218,15 +221,17 @@ async function go(to) {
   window.history.replaceState(null, "", `#${encodeURIComponent(name)}`);
   part("stage").classList.add("loading");
   try {
-    const [about, url] = await Promise.all([server.label(name), pictures.get(name)]);
-    page.shown = name;
+    const [about] = await Promise.all([server.label(name), pictures.get(name)]);
+    const picture = await pictures.current(name, about.file);
+    Object.assign(page, { shown: name, file: about.file });
     part("problem").hidden = true;
-    view.show(url, about.size);
+    view.show(picture.url, about.size);
     await part("picture").decode();
   } catch (error) {
     page.shown = null;
     view.clear();
-    part("problem").textContent = `${name} cannot be shown, so it cannot be labelled.\n${error.message}`;
+    const told = [`${name} cannot be shown, so it cannot be labelled.`, error.message, error.content?.remedy];
+    part("problem").textContent = told.filter(Boolean).join("\n");
     part("problem").hidden = false;
   }
   part("stage").classList.remove("loading");

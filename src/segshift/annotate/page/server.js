@@ -130,8 +130,8 @@ export class Server {
   async attempt(entry) {
     const before = this.labels.get(entry.image) ?? (await this.label(entry.image));
     entry.before ??= before;
-    const { image, ops, visit, seconds } = entry;
-    const body = JSON.stringify({ image, base: before.revision, ops, visit, seconds });
+    const { image, ops, file, visit, seconds } = entry;
+    const body = JSON.stringify({ image, base: before.revision, ops, file, visit, seconds });
     const headers = { "Content-Type": "application/json" };
     let reply;
     try {

@@ -58,6 +58,12 @@ def recognised(path: Path) -> str:
         UserError: it shows none, or the file cannot be read.
     """
     text = _start(path)
+    if text.startswith("PK\3\4"):
+        raise UserError(
+            f"{path} is a zip archive",
+            "the file of labels in it, such as CVAT's annotations.xml or Label Studio's result.json",
+            f"unzip {path}",
+        )
     bare = text.lstrip("\ufeff \t\r\n")
     if bare.startswith("<"):
         if cvat.recognises(bare):

@@ -2,7 +2,8 @@
 
 Format: cocodataset.org, "Data format". What an annotation becomes:
 - keypoints: a point of the category at each keypoint that is labelled and visible (v = 2), and nothing else; COCO's
-  keypoints are pixel indices, so whole coordinates are pixel centres, as here;
+  keypoints are pixel indices, so whole coordinates are pixel centres, as here. Where none is visible (people far away
+  or in a crowd have zeros for all of them) the annotation is taken as if it had none:
 - segmentation (polygons or run lengths): a tag, and a point at the pixel deepest inside (`masks.inner_pixel`);
 - a box alone, or nothing: a tag; the middle of a box may lie beside the object. Annotations of a category and nothing
   else are how Datumaro and CVAT write image labels in COCO (`labels`), and how tags are exported.
@@ -51,9 +52,10 @@ def read(path: Path) -> Content:
         for known, number, kind in ((images, image, "image"), (names, category, "category")):
             if number not in known:
                 raise UserError(f"{where}: no {kind} has id {number}", "an id of the file", "export the file again")
-        made = _points(annotation, names[category], images[image][2], where)
+        visible = _keypoints(annotation["keypoints"], names[category], where) if annotation.get("keypoints") else []
+        made = visible or _inner_point(annotation, names[category], images[image][2], where)
         points.setdefault(image, []).extend(made)
-        if not annotation.get("keypoints"):
+        if not visible:
             tags.setdefault(image, []).append(names[category])
     entries = []
     for number, (name, where, size) in images.items():
@@ -97,11 +99,13 @@ def _categories(listed: Sequence[Any], path: Path) -> dict[int, str]:
     return names
 
 
-def _points(annotation: Mapping[str, Any], name: str, size: tuple[int, int] | None, where: str) -> list[Point]:
-    """Where an annotation says that its class is."""
-    if annotation.get("keypoints"):
-        return _keypoints(annotation["keypoints"], name, where)
+def _inner_point(annotation: Mapping[str, Any], name: str, size: tuple[int, int] | None, where: str) -> list[Point]:
+    """The pixel deepest inside an annotation's mask; none where it has no mask."""
     segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list):
+        # Some tools write a polygon without the list around it, and one without corners for a box.
+        flat = all(isinstance(value, int | float) for value in segmentation)
+        segmentation = [polygon for polygon in ([segmentation] if flat else segmentation) if polygon != []]
     if not segmentation:
         return []
     if size is None:

@@ -20,6 +20,11 @@ NAME = "label-studio"
 LOST: set[str] = set()
 """What the format cannot hold; what it has no field for goes into a task's `meta`, which Label Studio keeps."""
 
+ROUNDING = 1e-6
+"""Percent by which a click on an edge may lie outside: its place is a quotient."""
+
+UNPLACED = "keypointlabels without a place or class"
+
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _IMAGE_KEYS = ("image", "img", "picture", "photo", "url")
 _TAG_KINDS = ("choices", "taxonomy")
@@ -155,6 +160,10 @@ def _result(
             tags = (tags or []) + _names(value.get(kind), kind, here)
         elif kind == "keypointlabels":
             value = at(result, "value", dict, here, "an object with x, y and `keypointlabels`")
+            if not {"x", "y"} & set(value) or value.get("keypointlabels", value.get("labels")) == []:
+                # A prompt for a model that made a mask, or a point whose class was taken away again.
+                others[UNPLACED] = others.get(UNPLACED, 0) + 1
+                continue
             size = _size(result, here, size)
             points.append(_keypoint(value, size, here))
         else:
@@ -195,8 +204,9 @@ def _keypoint(value: Mapping[str, Any], size: tuple[int, int], where: str) -> Po
     names = _names(value.get("keypointlabels", value.get("labels")), "keypointlabels", where)
     if len(names) != 1:
         raise UserError(f"{where}: a point of {len(names)} classes", "one class a point", "mend it in Label Studio")
-    if not (0 <= x <= 100 and 0 <= y <= 100):
+    if not (-ROUNDING <= x <= 100 + ROUNDING and -ROUNDING <= y <= 100 + ROUNDING):
         raise UserError(f"{where}: a point at {x:g} %, {y:g} %", "percent, 0 to 100", "export the file again")
+    x, y = max(x, 0.0), max(y, 0.0)
     # A click on the right or lower edge itself is of the last pixel.
     return point(min(x / 100 * size[0], size[0] - 1e-3) - 0.5, min(y / 100 * size[1], size[1] - 1e-3) - 0.5, names[0])
 

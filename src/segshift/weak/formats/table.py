@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,9 +26,12 @@ _WANTED = "a first line `image,classes` or `image,x,y,class`"
 
 
 def recognised(start: str) -> str | None:
-    """The name of the table that the first line of a file is the head of, None where it is none."""
+    """The name of the table that the first line of a file is the head of, None where it is none.
+
+    Columns may be separated by something else than commas here: `read` says what is wrong then.
+    """
     head = start.partition("\n")[0].strip()
-    cells = {cell.strip().strip('"').lower() for cell in head.split(",")}
+    cells = {cell.strip().strip('"').lower() for cell in re.split("[,;\t]", head)}
     if "image" not in cells:
         return None
     return TAGS if "classes" in cells else POINTS if {"x", "y", "class"} & cells else None
@@ -44,7 +48,8 @@ def read(path: Path) -> Content:
         head = [cell.strip().lower() for cell in next(reader, [])]
         form = next((form for form, columns in _COLUMNS.items() if sorted(head) == sorted(columns)), None)
         if form is None:
-            remedy = "separate the columns by commas" if any(";" in cell for cell in head) else "name the columns so"
+            other = any(sign in cell for cell in head for sign in ";\t")
+            remedy = "separate the columns by commas" if other else "name the columns so"
             raise UserError(f"{path}, line 1: columns {', '.join(head) or '(none)'}", _WANTED, remedy)
         rows = list(_rows(reader, head, path))
     except csv.Error as error:
