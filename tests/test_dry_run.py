@@ -20,6 +20,7 @@ from segshift import recipes
 from segshift.config import RunSettings, read_yaml, validated
 from segshift.data.classes import BUILT_IN
 from segshift.dry_run import LEAST, SIDE, SIDES, STEPS
+from segshift.run import UNEVEN
 from segshift.setup import stage_folder
 from segshift.weak.label import Point, WeakLabel
 from segshift.weak.store import WeakStore
@@ -90,6 +91,7 @@ def test_every_recipe_passes(name: str, kept: Path, nowhere: Path, quick_weights
     fewer = ["--set", "panels=0"] if name.startswith("synthia") else []
     done = segshift("adapt", "--recipe", name, "--dry-run", *fewer, "--out", kept, "--device", "cpu")
     assert_passed(done, [stage.name for stage in recipe.stages])
+    assert UNEVEN not in done.err, "steps are those of the dry run: it says nothing of the recipe"
     run = kept / "run"
     settings = validated(RunSettings, read_yaml(run / "run.yaml"), "run.yaml")
     for stage, asked in zip(settings.stages, recipe.stages, strict=True):

@@ -255,7 +255,7 @@ def test_a_run_whose_path_is_no_text_is_chosen_and_told_on_any_terminal(
         cli.main()
     terminal.flush()
     assert not ended.value.code
-    assert b"recommended: caf\\udce9/cbst" in terminal.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"recommended: caf\\udce9/cbst" in terminal.buffer.getvalue()
 
 
 def test_a_model_on_its_own_needs_a_target(pair: Pair, tmp_path: Path) -> None:

@@ -106,9 +106,7 @@ def candidate_at(folder: Path, settings: RunSettings | None, name: str) -> Candi
         raise UserError(f"{folder / 'config.json'} is no model's", remedy="restore it, or train the stage again")
     if not (folder / "model.safetensors").exists():
         # Answers of it may be kept from an earlier call: what cannot be used must not be recommended.
-        raise UserError(
-            f"{folder / 'model.safetensors'} does not exist", remedy="restore it, or train the stage again"
-        )
+        raise UserError(f"{folder / 'model.safetensors'} does not exist", remedy="restore it, or train the stage again")
     return Candidate(name, folder, config, settings)
 
 

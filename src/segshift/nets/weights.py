@@ -293,4 +293,4 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from error
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"weights file {path} holds a {type(checkpoint).__name__}", "a dictionary of tensors")
-    return checkpoint
+    return {str(key): value for key, value in checkpoint.items()}
