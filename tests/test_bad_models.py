@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from workbench import (
     Pair,
@@ -214,3 +215,21 @@ def test_what_cannot_be_used(trained: Pair, tmp_path: Path, case: str) -> None:
         assert_whole(tmp_path / "out")
     else:
         assert not [path for path in written if path.is_file()]
+
+
+def test_published_files_of_other_names_are_told(tmp_path: Path) -> None:
+    command = ("evaluate", "--layout", "advent", "--domain", tmp_path, "--published")
+    torch.save({"module.conv1.weight": torch.zeros(2)}, tmp_path / "parallel.pth")
+    assert_told(segshift(*command, tmp_path / "parallel.pth"), "of a DataParallel", "removeprefix")
+    torch.save({1: torch.zeros(2)}, tmp_path / "numbered.pth")
+    assert_told(segshift(*command, tmp_path / "numbered.pth"), "its 1 tensors begin with 1")
+
+
+def test_published_files_that_are_no_tensors_are_not_advised_to_be_run(tmp_path: Path) -> None:
+    """torch's own words are to load them with weights_only=False, which lets a file run code."""
+    command = ("evaluate", "--layout", "proda", "--domain", tmp_path, "--published")
+    (tmp_path / "page.pth").write_text("<!doctype html><title>404</title>")
+    assert_told(segshift(*command, tmp_path / "page.pth"), "no PyTorch checkpoint", "download it again")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    told = segshift(*command, tmp_path / "whole.pth")
+    assert_told(told, "Python objects (torch.nn.modules.linear.Linear), which could run code", "state_dict()")

@@ -20,8 +20,7 @@ from segshift import recipes
 from segshift.config import RunSettings, read_yaml, validated
 from segshift.data.classes import BUILT_IN
 from segshift.dry_run import LEAST, SIDE, SIDES, STEPS
-from segshift.run import UNEVEN
-from segshift.setup import stage_folder
+from segshift.setup import UNEVEN, stage_folder
 from segshift.weak.label import Point, WeakLabel
 from segshift.weak.store import WeakStore
 from workbench import NAMES, Outcome, Pair, assert_told, environment, make_pair, read_json, segshift, spawn

@@ -27,8 +27,8 @@ from segshift.errors import UserError
 from segshift.methods.base import WeakReading
 from segshift.miniatures import Pair, make_pair, make_weak_labels, plain_classes
 from segshift.networks import with_nets
-from segshift.run import UNEVEN
 from segshift.setup import (
+    UNEVEN,
     Domains,
     devices,
     dump_yaml,

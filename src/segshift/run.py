@@ -33,6 +33,7 @@ from segshift.nets.base import SegmentationNet
 from segshift.networks import Networks, with_nets
 from segshift.production import Production
 from segshift.setup import (
+    UNEVEN,
     digest,
     dump_yaml,
     keep_apart,
@@ -52,9 +53,6 @@ from segshift.types import Batch
 
 CURVE_IMAGES = 48
 """Images that a point of the mIoU curve is measured on."""
-
-UNEVEN = "for a fair verdict"
-"""In what is said of a control that trains for another number of steps than the adaptation."""
 
 EMPTY = Batch(torch.empty(0, 3, 1, 1))
 """The target batch of a method that needs none."""

@@ -31,6 +31,9 @@ from segshift.methods.base import Settings
 from segshift.types import IGNORE, ClassSet
 
 AUTO_PIXELS = 320 * 240
+UNEVEN = "for a fair verdict"
+"""In what is said of a control that trains for another number of steps than the adaptation."""
+
 LOOK_AT = 16
 """Files of each domain that are decoded before the first step; `segshift check` reads them all."""
 
