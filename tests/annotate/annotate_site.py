@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import random
 import re
 import signal
 import socket
@@ -109,7 +110,7 @@ class Site:
 
     def start(self, *args: str) -> str:
         """Start the command as a process, at the port of the time before; returns the link that it prints."""
-        self.args = list(args) or self.args
+        self.args, self.port = list(args) or self.args, self.port or free_port()
         command = [sys.executable, "-m", "segshift", *self.command("--no-open", "--port", str(self.port), *self.args)]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
@@ -135,6 +136,16 @@ class Site:
         said, _ = self.process.communicate(timeout=90)
         self.process = None
         return said
+
+
+def free_port() -> int:
+    """A port that nobody has, of those that no system gives away: while a killed server is away from one of the others,
+    the next connection of any program may take it."""
+    for port in random.sample(range(20_000, 32_000), 50):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("50 ports are in use")
 
 
 def make_site(root: Path, count: int = COUNT) -> Site:
