@@ -251,7 +251,7 @@ def table(runs: Path, seeds: list[int]) -> list[str]:
             *gain_cells(miou, found[row.control], found["oracle"]),
             *per_class,
             percent([m["pixel_accuracy"] for m in by_seed.values()]),
-            f"{statistics.mean(end['seconds'] for end in own) / 60:.1f}" if own else "",
+            f"{min(end['seconds'] for end in own) / 60:.1f}" if own else "",
             "" if gib is None else f"{gib:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -350,8 +350,8 @@ def write_page(options: argparse.Namespace) -> None:
         "",
         "*over*: points of mIoU over that row of the same seed; *its control*: the first of the controls that is"
         " at least as long as the row. *of the gap*: how much of the way from that row to"
-        " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage, on a"
-        " machine that did other work too. *GiB*: peak of one of its steps in bf16, networks and optimiser included"
+        " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage, of"
+        " the quickest seed, on a machine that did other work too. *GiB*: peak of one of its steps in bf16, networks and optimiser included"
         " (`bench/memory.py` at these sizes).",
         "",
         *ablation_section(runs, options.seeds),

@@ -115,7 +115,7 @@ def test_points_that_meet_because_the_file_is_smaller(site: Site, client: Client
     site.store.append(WeakLabel("00.png", None, True, points, (4 * 320, 4 * 240)))
     label = client.label("00.png")
     assert [(int(x), int(y), name) for x, y, name in label["points"]] == [(1, 1, "sky"), (19, 1, "road")]
-    assert label["note"].startswith("2 points are left out: on the image's 320x240 pixels")
+    assert label["note"].startswith("points left out: 2, as on the image's 320x240 pixels")
     assert label["tags"] == ["road", "pole", "sky"]
     assert not label["complete"]
     assert client.act("00.png", tag("sign")).json["label"]["note"] == ""

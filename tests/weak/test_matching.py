@@ -86,7 +86,7 @@ def test_points_that_come_to_one_pixel_by_scaling(place: Place, caplog: pytest.L
         (found,) = matched(place, made).values()
     assert [point.name for point in found.points] == ["road", "sky"]
     assert [point.column for point in found.points] == [0, 2]
-    assert "a.jpg: 1 points are left out: on the image's 64x48 pixels" in caplog.text
+    assert "a.jpg: points left out: 1, as on the image's 64x48 pixels" in caplog.text
     with pytest.raises(UserError, match="another class"):
         matched(place, replace(label("a.jpg", None, (1, 3, "road"), (1, 3, "sky")), size=big))
 

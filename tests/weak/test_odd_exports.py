@@ -33,7 +33,7 @@ def test_points_that_meet_because_the_file_is_smaller(place: Place) -> None:
     read = place.store.read()["a.jpg"]
     assert [(p.column, p.row, p.name) for p in read.points] == [(2, 2, "road"), (20, 10, "car")]
     assert (read.tags, read.complete) == (("sky",), False)
-    assert "1 points are left out: on the smaller image file each falls on one of another class: a.jpg" in done.out
+    assert "points left out: 1, as on the smaller file each falls on one of another class: a.jpg" in done.out
     before = place.out.read_bytes()
     assert take(place, "again.xml", cvat(big)).out.count("left out") == 1
     assert place.out.read_bytes() == before * 2, "the same file gives the same labels"
@@ -48,7 +48,7 @@ def test_points_that_meet_because_the_file_is_smaller(place: Place) -> None:
 def test_points_of_two_annotations_that_meet_because_the_file_is_smaller(place: Place) -> None:
     size = {"original_width": 4 * WIDTH, "original_height": 4 * HEIGHT}
     tasks = [task("a.jpg", keypoint(50.1, 50, name, **size)) for name in ("road", "sky")]
-    assert "1 points are left out" in take(place, "export.json", tasks).out
+    assert "points left out: 1" in take(place, "export.json", tasks).out
     assert [p.name for p in place.store.read()["a.jpg"].points] == ["road"]
 
 

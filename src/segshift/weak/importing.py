@@ -248,7 +248,7 @@ def _in_order(path: Path, made: _Made, shrunk: set[str], notes: list[str]) -> li
     merged_points = [_place(label, p) for label in labels if label.image in shrunk for p in clashes(label)]
     if merged_points:
         notes.append(
-            f"{len(merged_points)} points are left out: on the smaller image file each falls on one of another class: "
+            f"points left out: {len(merged_points)}, as on the smaller file each falls on one of another class: "
             f"{listed(merged_points)}"
         )
         labels = [without(label, clashes(label)) if label.image in shrunk else label for label in labels]

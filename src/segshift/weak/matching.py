@@ -283,7 +283,7 @@ def without(label: WeakLabel, points: Collection[Point]) -> WeakLabel:
 
 def told_of_merged(count: int, size: tuple[int, int]) -> str:
     """What is said of points that `fitted` has left out."""
-    return f"{count} points are left out: on the image's {size[0]}x{size[1]} pixels each falls on one of another class"
+    return f"points left out: {count}, as on the image's {size[0]}x{size[1]} pixels each falls on one of another class"
 
 
 def misplaced(label: WeakLabel) -> list[Point]:
