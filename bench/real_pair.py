@@ -351,8 +351,8 @@ def write_page(options: argparse.Namespace) -> None:
         "*over*: points of mIoU over that row of the same seed; *its control*: the first of the controls that is"
         " at least as long as the row. *of the gap*: how much of the way from that row to"
         " `oracle`, which trains on the target's labels too. *minutes*: training of the row's own last stage, of"
-        " the quickest seed, on a machine that did other work too. *GiB*: peak of one of its steps in bf16, networks and optimiser included"
-        " (`bench/memory.py` at these sizes).",
+        " the quickest seed, on a machine that did other work too. *GiB*: peak of one of its steps in bf16, networks"
+        " and optimiser included (`bench/memory.py` at these sizes).",
         "",
         *ablation_section(runs, options.seeds),
         *weak_curve.section({s: curve_points(runs, s, options.data) for s in options.seeds}, ROOT / "docs"),

@@ -10,24 +10,30 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from weak_files import HEIGHT, WIDTH, Place, choices, coco, cvat, cvat_image, keypoint, label, make_place, save, task
+from weak_files import (
+    HEIGHT,
+    WIDTH,
+    Place,
+    choices,
+    coco,
+    cvat,
+    cvat_image,
+    keypoint,
+    label,
+    make_place,
+    save,
+    take,
+    task,
+)
 
 from segshift.weak.formats import masks, recognised
 from segshift.weak.label import WeakLabel
 from segshift.weak.store import Point
-from workbench import Outcome, segshift
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return make_place(tmp_path)
-
-
-def take(place: Place, name: str, content: object, *more: str) -> Outcome:
-    """Import a file, whose format is to be recognised by its content; the outcome, which must be well."""
-    done = segshift("labels", "import", place.put(name, content), *place.taking(*more))
-    assert done.code == 0, done
-    return done
 
 
 def taken(place: Place, name: str, content: object, *more: str) -> dict[str, WeakLabel]:

@@ -7,21 +7,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from weak_files import HEIGHT, NAMES, WIDTH, Place, coco, cvat, cvat_image, keypoint, make_place, save, task
+from weak_files import HEIGHT, NAMES, WIDTH, Place, coco, cvat, cvat_image, keypoint, make_place, save, take, task
 
 from segshift.weak.store import Point, WeakLabel
-from workbench import Outcome, assert_told, segshift
+from workbench import assert_told, segshift
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return make_place(tmp_path)
-
-
-def take(place: Place, name: str, content: object, *more: str) -> Outcome:
-    done = segshift("labels", "import", place.put(name, content), *place.taking(*more))
-    assert done.code == 0, done
-    return done
 
 
 def test_points_that_meet_because_the_file_is_smaller(place: Place) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from segshift.data.classes import make_classes
 from segshift.weak.store import Point, WeakLabel, WeakStore
+from workbench import Outcome, segshift
 
 NAMES = ("road", "sky", "car", "person")
 CLASSES = make_classes(NAMES)
@@ -53,6 +54,13 @@ class Place:
     def taking(self, *more: str | Path) -> list[str | Path]:
         """The arguments of `labels import` behind the file."""
         return ["--images", self.images, "--classes", self.classes, "--out", self.out, *more]
+
+
+def take(place: Place, name: str, content: object, *more: str) -> Outcome:
+    """Import a file, whose format is to be recognised by its content; the outcome, which must be well."""
+    done = segshift("labels", "import", place.put(name, content), *place.taking(*more))
+    assert done.code == 0, done
+    return done
 
 
 def make_place(root: Path) -> Place:

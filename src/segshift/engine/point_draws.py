@@ -4,7 +4,7 @@ A Bayesian bootstrap (Rubin 1981): in each draw every image has an exponential w
 click has shown: of a class whose points are all right, all draws say so too. So each class has one image more than was
 clicked, and what it shows is drawn from a Dirichlet distribution of weight 1: right as often as halfway between a coin
 and the average of the model's clicked classes, else what the model predicts in the images with the class. With one
-click an image, a class that was right in all n has, in the draws, a share right of Beta(n + b, 1 - b), 1/2 <= b < 1
+click an image, a class that was right in all n has, in the draws, a share right of Beta(n + b, 1 - b), 1/4 < b <= 3/4
 (Jeffreys' has b = 1/2). n counts images: clicks in one image tell little of others, however many they are.
 """
 

@@ -111,8 +111,8 @@ class Method(nn.Module, ABC):
     """
 
     needs: frozenset[str] = frozenset()
-    """Fields that the target batch must carry. Empty: target images are not even loaded, the batch has none. An
-    instance may need more than its class, where its settings ask for it."""
+    """Fields that the target batch must carry; "seen" the source batch then carries too. Empty: target images are not
+    even loaded, the batch has none. An instance may need more than its class, where its settings ask for it."""
 
     @abstractmethod
     def step(self, source: Batch, target: Batch) -> Iterator[dict[str, Tensor]]:

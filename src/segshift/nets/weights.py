@@ -278,7 +278,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         # Not torch's own words: they advise to load it with weights_only=False, which lets a file run code.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason, remedy = "no PyTorch checkpoint, or a damaged one", "download it again, and check its sha256"
+        reason, remedy = "no PyTorch checkpoint of tensors, or damaged", "download it again, and check its sha256"
         if named:
             reason = f"it holds Python objects ({named[1]}), which could run code"
             remedy = "where you trust it, save its tensors alone: torch.save(model.state_dict(), NAME)"

@@ -308,7 +308,7 @@ def _stored(image: str, path: Path, turned: dict[str, None]) -> tuple[int, int]:
 
     size = file_size(path)
     with Image.open(path) as opened:
-        if asks_to_be_turned(opened, path.read_bytes()):
+        if asks_to_be_turned(opened, path.read_bytes() if opened.format == "PNG" else b""):
             turned[image] = None
     return size
 

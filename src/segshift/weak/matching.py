@@ -221,7 +221,7 @@ def turned(image: Image, data: bytes) -> bool:
 
     Args:
         image: opened with Pillow, not yet decoded.
-        data: of its file.
+        data: of its file; of other kinds than PNG it is not looked at.
     """
     # Pillow itself turns a TIFF. It decodes the whole of a PNG to look behind it for a flag that hardly any has.
     if image.format == "TIFF" or (image.format == "PNG" and not any(mark in data for mark in _PNG_FLAGS)):

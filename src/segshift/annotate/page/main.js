@@ -59,9 +59,9 @@ function input(act) {
 }
 
 // Do something to the label of the image that is shown.
-function act(ops, kind = "do", of = page.shown) {
+function act(ops, kind = "do", of = page.shown, file = page.file) {
   if (!of || !ops.length) return;
-  server.send({ image: of, ops, kind, file: of === page.shown ? page.file : "", visit: time.visit, seconds: Math.round(time.seconds * 100) / 100 });
+  server.send({ image: of, ops, kind, file, visit: time.visit, seconds: Math.round(time.seconds * 100) / 100 });
   render();
 }
 
@@ -71,7 +71,7 @@ function saved(entry, before, after) {
   const ops = inverse(before, entry.ops);
   if (ops.length) {
     const to = entry.kind === "undo" ? history.redo : history.undo;
-    to.push({ image: entry.image, ops });
+    to.push({ image: entry.image, ops, file: entry.file });
     to.splice(0, to.length - REMEMBERED);
     if (entry.kind === "do") history.redo = [];
     try {
@@ -86,10 +86,14 @@ function saved(entry, before, after) {
 
 function refused(entry, text) {
   panel.tell(`Not done: ${text}`, "bad");
-  void server.label(entry.image).then((about) => {
-    if (entry.image === page.shown && about.file !== page.file) input(() => go(page.at));
-    render();
-  }, () => render());
+  void look(entry.image);
+}
+
+// Ask for the label of an image; where its file is not the one that is shown, or it cannot be labelled any more, show that.
+async function look(name) {
+  const about = await server.label(name).catch(() => null);
+  if (name === page.shown && about?.file !== page.file) input(() => name === page.shown && go(page.at));
+  render();
 }
 
 // ---- what can be done
@@ -167,7 +171,7 @@ async function takeBack(kind) {
     await go(place);
     panel.tell(`${kind === "undo" ? "Undone" : "Done again"} on this image.`);
   }
-  act(entry.ops, kind, entry.image);
+  act(entry.ops, kind, entry.image, entry.file);
 }
 
 const commands = {
@@ -290,7 +294,7 @@ async function refresh() {
   }
   page.done = [...session.done].map(Number);
   panel.strip(page.done, page.at);
-  if (page.shown && !server.queue.length) await server.label(page.shown).catch(() => undefined);
+  if (page.shown && !server.queue.length) await look(page.shown);
   render();
 }
 
