@@ -378,6 +378,12 @@ def write_page(options: argparse.Namespace) -> None:
     print(f"wrote {PAGE}")
 
 
+def seeds_of(runs: Path) -> list[int]:
+    """All seeds that a row was run with."""
+    names = (path.parent.name.rpartition("-") for path in runs.glob("*/metrics.json"))
+    return sorted({int(seed) for name, _, seed in names if seed.isdigit() and name in {row.name for row in ROWS}})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared/data")
@@ -390,6 +396,7 @@ def main() -> None:
         for row in ROWS:
             if row.name in options.methods and not options.write_only:
                 run_row(row, options, seed)
+    options.seeds = seeds_of(Path(options.runs))
     write_page(options)
     own_figures.main()
 

@@ -50,15 +50,17 @@ def draw(by_seed: dict[int, dict[int, float]], path: Path) -> None:
     shown = sorted({count for miou in by_seed.values() for count in miou})
     with matplotlib.rc_context({"svg.hashsalt": "segshift", "svg.fonttype": "none", "font.size": 10}):
         figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-        # The first seed's figures stand above its points, those of the others below.
-        for (seed, miou), style, above in zip(by_seed.items(), ("o-", "s--", "^:"), (7, -14, -14), strict=False):
+        for (seed, miou), marker in zip(by_seed.items(), "os^", strict=False):
             counts = sorted(miou)
-            axes.plot(counts, [miou[count] for count in counts], style, color="#2d6ca2", label=f"seed {seed}")
-            for count in counts:
-                place = (count, miou[count])
-                axes.annotate(f"{miou[count]:.1f}", place, (0, above), textcoords="offset points", ha="center")
+            line = "-" if counts == shown else ""  # a line over what was not measured would say that it was
+            heights = [miou[count] for count in counts]
+            axes.plot(counts, heights, marker=marker, linestyle=line, color="#2d6ca2", label=f"seed {seed}")
+            for count, height in zip(counts, heights, strict=True):
+                top = height >= max(other[count] for other in by_seed.values() if count in other)
+                offset = (0, 7) if top else (0, -15)
+                axes.annotate(f"{height:.1f}", (count, height), offset, textcoords="offset points", ha="center")
         if len(by_seed) > 1:
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc="upper left")
         axes.set_xscale("symlog", linthresh=10)
         axes.set_xticks(shown, [str(count) for count in shown])
         axes.minorticks_off()
