@@ -21,6 +21,7 @@ from segshift.config import RunSettings, read_yaml, validated
 from segshift.data.classes import BUILT_IN
 from segshift.dry_run import LEAST, SIDE, SIDES, STEPS
 from segshift.setup import UNEVEN, stage_folder
+from segshift.supervision import TOO_FEW
 from segshift.weak.label import Point, WeakLabel
 from segshift.weak.store import WeakStore
 from workbench import NAMES, Outcome, Pair, assert_told, environment, make_pair, read_json, segshift, spawn
@@ -206,6 +207,7 @@ def test_few_of_many_images_from_all_over_and_labelled_ones(nowhere: Path, kept:
     assert source[-1] > "./015.png"
     assert (kept / "data" / "target.txt").read_text(encoding="utf-8").split() == ["./007.png", "./011.png"]
     assert "learns from points of 2 images" in done.err
+    assert TOO_FEW not in done.err
 
 
 def test_names_that_no_list_can_hold_are_left_out(nowhere: Path, tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def test_check_reads_weak_labels_too(pair: Pair) -> None:
 def test_fewer_images_than_are_labelled(pair: Pair) -> None:
     done = adapt(pair, "weak_labels.weak_images=1", weak=write(pair, POINTS))
     assert "learns from points of 1 images of the target" in done.err
+    assert "note: with points on so few images" in done.err
     done = adapt(pair, weak=write(pair, [*POINTS, TAGS[1]]), out="w")
     assert "learns from points of 2 images of the target, and from tags of 1 others" in done.err
     done = adapt(pair, "weak_labels.weak_images=9", weak=write(pair, POINTS), out="y")

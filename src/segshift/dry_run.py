@@ -38,7 +38,7 @@ from segshift.setup import (
     resolved,
     stage_folder,
 )
-from segshift.supervision import read_weak_labels
+from segshift.supervision import TOO_FEW, read_weak_labels
 
 STEPS = 3
 """Of every stage that trains."""
@@ -117,8 +117,9 @@ def dry_run(
 
 
 def _of_the_real_run(line: str) -> None:
-    """Print a line, but not that control and adaptation differ in steps: here every stage has as many."""
-    if UNEVEN not in line:
+    """Print a line, but not that control and adaptation differ in steps, or that few images have points: here every
+    stage has as many, and every domain few."""
+    if UNEVEN not in line and TOO_FEW not in line:
         console().print(line)
 
 
