@@ -103,9 +103,7 @@ def check_weak_labels(
         others = f", and from tags of {len(seen) - count} others" if count < len(seen) else ""
         told.append(f"{stage.name} learns from {own.mode} of {count} images of the target{others}")
         if own.mode == "points" and 0 < count < FEW:
-            told.append(
-                f"note: {TOO_FEW}, guessed tags ({stage.name}.mode=pseudo) were better where it was measured"
-            )
+            told.append(f"note: {TOO_FEW}, guessed tags ({stage.name}.mode=pseudo) were better where it was measured")
     used = any(fields & WEAK for fields in needs.values())
     if labels and not used:
         told.append(f"note: no stage of this run learns from the weak labels {settings.weak}")
