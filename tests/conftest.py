@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     from workbench import make_pair, segshift
 
     pair = make_pair(tmp_path_factory.mktemp("trained"))
-    done = segshift(*pair.adapt(val=True))
+    done = segshift(*pair.adapt("keep_checkpoints=true", val=True))
     assert done.code == 0, done
     return pair
 

@@ -136,6 +136,7 @@ def test_the_whole_job(trained: Pair, tmp_path: Path) -> None:
     assert_whole(run)
     metrics = json.loads((run / "metrics.json").read_text())
     assert sorted(path.name for path in run.glob("[0-9]*")) == ["01-source_only", "02-source_control", "03-advent"]
+    assert len(list(run.glob("*/checkpoint.pt"))) == 3
     assert (metrics["control"], metrics["adapted"]) == ("source_control", "advent")
     assert set(metrics["models"]) == {"source_only", "source_control", "advent"}
     assert "points" in metrics["verdict"]["text"]

@@ -37,7 +37,7 @@ STAGES: list[dict[str, Any]] = [
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    return {**BASE, "panels": 0, "stages": copy.deepcopy(STAGES), **changes}
+    return {**BASE, "panels": 0, "keep_checkpoints": True, "stages": copy.deepcopy(STAGES), **changes}
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,8 @@ def test_what_a_run_leaves(runs: dict[str, Pair], kind: str) -> None:
 
 
 def test_what_the_discriminator_says_of_hard_images(runs: dict[str, Pair]) -> None:
+    kept = [path.parent.name for pair in runs.values() for path in pair.run.glob("*/checkpoint.pt")]
+    assert kept == [f"05-{STAGES['tpld'][-1]}"], "the others were for going on"
     first, second = (read_json(runs["tpld"].run / folder / "panels" / "index.json") for folder in LABELS)
     assert all((entry["easy"], entry["discriminator"]) == (None, None) for entry in first)
     kinds = [entry["easy"] for entry in second]

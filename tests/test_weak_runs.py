@@ -53,7 +53,7 @@ def write(pair: Pair, lines: Sequence[dict[str, Any]]) -> Path:
 
 
 def adapt(pair: Pair, *sets: str, weak: Path | None = None, out: str = "x") -> Outcome:
-    content = {**BASE, "panels": 0, "stages": copy.deepcopy(STAGES)}
+    content = {**BASE, "panels": 0, "keep_checkpoints": True, "stages": copy.deepcopy(STAGES)}
     arguments = command(pair, content, *sets, out=pair.root / "runs" / out, val=False)
     return segshift(*arguments, *(("--weak", weak) if weak else ()))
 

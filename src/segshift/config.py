@@ -201,6 +201,9 @@ class RunSettings(_Settings):
     workers: int = Field(1, ge=0, description="processes that read images; changes no result")
     cache: bool = Field(False, description="keep resized images on disk; changes no result")
     checkpoint_every: int = Field(100, gt=0)
+    keep_checkpoints: bool = Field(
+        False, description="keep checkpoint.pt (optimisers, discriminators, teachers) of finished stages"
+    )
     log_every: int = Field(5, gt=0)
     validate_every: int = Field(0, ge=0, description="steps between points of the mIoU curve; 0: no curve")
     panels: int = Field(8, ge=0, description="pictures in the report")

@@ -97,7 +97,7 @@ def _discriminator(run: Run, labels: str) -> Callable[[np.ndarray], float] | Non
         if stage.labels != labels or "easy" not in run.needs[stage.name]:
             continue
         method = run.build(stage)
-        checkpoint.restore(run.folder(stage.name) / "checkpoint.pt", method, {})
+        checkpoint.restore(run.folder(stage.name) / checkpoint.FILE, method, {})
         return partial(_easiness, method.to(run.device), run.device)
     return None
 

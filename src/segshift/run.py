@@ -20,6 +20,7 @@ from segshift.data.order import seed_of
 from segshift.data.statistics import class_frequency
 from segshift.data.views import ViewSettings
 from segshift.data.weak_views import WeakViews
+from segshift.engine import checkpoint
 from segshift.engine.evaluate import evaluate
 from segshift.engine.metrics import Metrics
 from segshift.engine.model import load_model, save_model
@@ -228,7 +229,13 @@ class Run:
             lambda folder: self._train(stage, folder),
             facts,
             after=tuple(name for name in (stage.init, *stage.uses.values()) if name),
+            unfinished=() if self._keeps_checkpoint(stage) else (checkpoint.FILE,),
         )
+
+    def _keeps_checkpoint(self, stage: StageSettings) -> bool:
+        """Two thirds of what a stage takes on the disk are for going on. Pictures of easy images ask a discriminator,
+        which is nowhere else."""
+        return self.settings.keep_checkpoints or "easy" in self.needs[stage.name]
 
     def build(self, stage: StageSettings) -> Method:
         """The method of a training stage as it is before the first step."""

@@ -4,7 +4,7 @@ Says its own process id when it is ready. Then it reads a job a line from standa
 {"argv": […], "output": file, "die": [function, which, moment] or null}, and answers with two lines: the process id, and
 the exit code (negative: the signal). With "die" the process kills itself with SIGKILL at a call of a function, the
 which-th one or, where that is a text, the first one in whose arguments it occurs: before it, after it, or half-way
-(Path.write_bytes and Path.write_text: half a file is there).
+(Path.write_bytes and Path.write_text: half a file is there; Stream.write: half of a part of a checkpoint).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import torch._dynamo  # seconds of import, which torch puts off until the first 
 
 import segshift.api
 from segshift import cli
-from segshift.engine import produce
+from segshift.engine import checkpoint, produce
 from segshift.methods import adaptsegnet
 from segshift.nets import NETS, PatchDiscriminator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_net import SmallNet
 
-MODULES: dict[str, Any] = {"os": os, "Path": Path, "shutil": shutil}
+MODULES: dict[str, Any] = {"os": os, "Path": Path, "shutil": shutil, "Stream": checkpoint._Stream}
 
 
 def kill_self() -> None:

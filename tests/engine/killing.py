@@ -29,7 +29,7 @@ class Shell:
 
     Args:
         folder: with the data of `write_data`.
-        argv: arguments of `segshift adapt` besides the data and --out.
+        argv: arguments of `segshift adapt` besides the data, --out and what keeps the checkpoints, to be compared.
     """
 
     def __init__(self, folder: Path, argv: Sequence[str]) -> None:
@@ -47,7 +47,14 @@ class Shell:
     def adapt(self, out: Path, kill: Callable[[int], None] = lambda pid: None, die: Die | None = None) -> int:
         """Run `segshift adapt`; `kill` is called with its process id. Its exit code, or minus the signal."""
         data = [f"--{name}={self.folder / name}" for name in ("source", "target", "val")]
-        argv = ["adapt", *self.argv, *data, f"--classes={self.folder / 'classes.txt'}", f"--out={out}"]
+        argv = [
+            "adapt",
+            *self.argv,
+            "--set=keep_checkpoints=true",
+            *data,
+            f"--classes={self.folder / 'classes.txt'}",
+            f"--out={out}",
+        ]
         assert self.process.stdin
         self.process.stdin.write(json.dumps({"argv": argv, "output": str(self.output), "die": die}) + "\n")
         self.process.stdin.flush()

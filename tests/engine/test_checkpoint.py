@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -15,6 +18,9 @@ from segshift.engine.checkpoint import LoopState
 from segshift.engine.trainer import Loop, train
 from segshift.errors import UserError
 from tiny import TinyNet, build, pairs
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def saved(folder: Path) -> Path:
@@ -51,20 +57,40 @@ def test_a_checkpoint_that_does_not_fit_is_an_error_that_names_it(tmp_path: Path
     assert not (tmp_path / "log.jsonl").exists()
 
 
+class SmallDisk(io.FileIO):
+    """A file on a disk with room for so many bytes."""
+
+    def __init__(self, path: Path, mode: str, room: int) -> None:
+        super().__init__(path, mode)
+        self._room = room
+
+    def write(self, data: ReadableBuffer) -> int:
+        self._room -= len(memoryview(data))
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path)
     before = path.read_bytes()
 
-    def full(file: Path, data: bytes) -> int:
-        with open(file, "wb") as half:
-            half.write(data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+    for room in range(0, len(before), 1000):
+        monkeypatch.setattr(checkpoint, "open", partial(SmallDisk, room=room), raising=False)
+        with pytest.raises(UserError, match="disk is full"):
+            saved(tmp_path)
+        assert path.read_bytes() == before
+        assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError, match="disk is full"):
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(torch, "save", bug)
+    with pytest.raises(RuntimeError, match="a bug"):
         saved(tmp_path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+    assert not os.listdir(tmp_path)
 
 
 def test_only_tensors_and_numbers_are_written(tmp_path: Path) -> None:

@@ -26,22 +26,22 @@ STAGES = ("01-source_only", "02-source_control", "03-advent")
 MOMENTS: list[Die] = [  # function, which call of it in one go of the command, when
     ("os.replace", 1, "before"),
     ("os.replace", 2, "before"),
-    ("Path.write_bytes", 1, "half"),
-    ("Path.write_bytes", 2, "half"),
-    ("Path.write_bytes", 1, "after"),
+    ("Stream.write", "01-source_only/.checkpoint", "half"),
+    ("Stream.write", 9, "half"),
+    ("os.replace", "01-source_only/checkpoint.pt", "after"),
     ("os.fsync", 4, "before"),
     ("os.fsync", 5, "after"),
     ("os.replace", 4, "before"),
     ("os.fsync", 6, "after"),
     ("os.replace", 5, "after"),
     ("os.fsync", 9, "before"),
-    ("Path.write_bytes", 2, "before"),
-    ("Path.write_bytes", 1, "half"),  # the model of the second stage
-    ("Path.write_bytes", 3, "half"),  # the third stage from here on
-    ("Path.write_bytes", 1, "after"),
-    ("Path.write_bytes", 2, "before"),
-    ("Path.write_bytes", 3, "half"),  # its model
-    ("os.replace", 3, "after"),
+    ("Stream.write", "02-source_control/.checkpoint", "before"),
+    ("Path.write_bytes", "02-source_control/model/.model", "half"),
+    ("Stream.write", "03-advent/.checkpoint", "half"),
+    ("os.replace", "03-advent/checkpoint.pt", "after"),
+    ("Stream.write", 9, "before"),
+    ("Path.write_bytes", "03-advent/model/.model", "half"),
+    ("os.replace", "03-advent/stage.json", "after"),
 ]
 
 

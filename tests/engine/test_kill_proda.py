@@ -75,7 +75,7 @@ MOMENTS: list[Die] = [  # function, what its arguments hold, when: each in a go 
     ("os.replace", "04-means/manifest.json", "before"),
     ("os.replace", "04-means/manifest.json", "after"),
     ("Path.unlink", "04-means/produce.state.npz", "after"),
-    ("Path.write_bytes", "05-proda/.checkpoint", "half"),
+    ("Stream.write", "05-proda/.checkpoint", "half"),
     ("os.replace", "05-proda/checkpoint.pt", "after"),
     ("os.replace", "05-proda/checkpoint.pt", "before"),  # that of the last step
     ("Path.write_bytes", "05-proda/model/.model", "half"),

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,20 @@ def test_an_unfinished_stage_goes_on_in_its_folder(work: Work, root: Path, error
     assert (root / "02-b" / "checkpoint.pt").read_text() == "half-way"
     assert any("going on" in line for line in work.said)
     assert folders(root) == ["01-a", "02-b", "03-c"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_only_going_on_needs_goes_with_the_end_of_a_stage(work: Work, root: Path, there: bool) -> None:
+    stage = replace(work.stage("a"), unfinished=("checkpoint.pt",))
+    work.failing = {"a": UserError("full disk")}
+    with pytest.raises(UserError):
+        work.run(root, stage)
+    if there:
+        (root / "01-a" / "checkpoint.pt").write_text("half-way")
+    work.failing = {}
+    assert work.run(root, stage) == ["a"]
+    assert sorted(os.listdir(root / "01-a")) == ["result", "stage.json", "started"]
+    assert record(root / "01-a")["done"]
 
 
 def test_changed_settings_set_the_stage_and_all_after_it_aside(work: Work, root: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +13,9 @@ from torch import Tensor
 from segshift.artefacts.store import atomic_path
 from segshift.errors import UserError, gist
 from segshift.methods.base import Method
+
+FILE = "checkpoint.pt"
+"""In a stage's folder, until the stage is finished."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,33 @@ def save(path: Path, method: Method, optimizers: dict[str, torch.optim.Optimizer
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
         "loop": {**asdict(state), "sums": state.sums},
     }
-    # By way of memory: torch's zip writer tells of a full disk by a RuntimeError without errno, as of anything else.
-    file = io.BytesIO()
-    torch.save(content, file)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(file.getbuffer())
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        stream = _Stream(file)
+        try:
+            torch.save(content, cast(IO[bytes], stream))
+        except RuntimeError as error:
+            if stream.error is None:
+                raise
+            raise stream.error from error
+
+
+@dataclass
+class _Stream:
+    """A file that remembers why it could not be written to: torch's zip writer tells of a full disk by a RuntimeError
+    without errno, as of anything else."""
+
+    file: BinaryIO
+    error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def restore(path: Path, method: Method, optimizers: dict[str, torch.optim.Optimizer]) -> LoopState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ class Stage:
         info: further facts for the report, not part of the fingerprint.
         after: names of the stages that it builds on; None: all before it.
         damage: names the files of the finished stage that are missing or not what was written.
+        unfinished: names of files that only going on needs: they go when the stage is finished.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Stage:
     info: dict[str, Any] = field(default_factory=dict)
     after: tuple[str, ...] | None = None
     damage: Callable[[Path], list[str]] = field(default=lambda folder: [])
+    unfinished: tuple[str, ...] = ()
 
 
 def fingerprint(settings: dict[str, Any], before: str) -> str:
@@ -114,6 +117,9 @@ def _run_stage(folder: Path, stage: Stage, record: dict[str, Any], title: str, s
             # A full disk: the error that stopped the stage says so already.
             if done:
                 raise
+    for name in stage.unfinished:
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:

@@ -77,7 +77,7 @@ def train(
         keep_freed_memory()
     method.to(loop.device).train()
     tuned = method.tuned()
-    path = folder / "checkpoint.pt"
+    path = folder / checkpoint.FILE
     state = checkpoint.LoopState(0, 0, {})
     if path.exists():
         state = checkpoint.restore(path, method, {name: t.optimizer for name, t in tuned.items()})
