@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
@@ -18,6 +21,19 @@ PARTS = ("losses", "ops", "methods", "nets", "data", "engine")
 install_import_hook([f"segshift.{part}" for part in PARTS], "checking.typecheck")
 
 torch.set_num_threads(1)
+
+# Processes that read images talk through sockets there, whose paths have 107 bytes at most.
+LONGEST = 60
+if len(os.fsencode(tempfile.gettempdir())) > LONGEST:
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+
+# The same examples each time, and no limit of time: a slow machine and another hour fail nothing. New examples, and the
+# seed of one's own: --hypothesis-profile default [--hypothesis-seed N].
+settings.register_profile(
+    "segshift", deadline=None, derandomize=True, database=None, print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("segshift")
 
 # A shell that starts the tests in the background has all that it starts ignore Ctrl-C; programs under test shall not.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

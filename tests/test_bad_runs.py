@@ -9,12 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from segshift.room import check_room
 from workbench import (
     Pair,
     assert_told,
@@ -39,20 +42,30 @@ def _grown(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0, 1.2, 1.6, 2.0])
-def test_full_disk(trained: Pair, tmp_path: Path, share: float) -> None:
-    """A disk of so many checkpoints: full at the start, in the first or second checkpoint, or in the export."""
+def test_full_disk(trained: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Somebody fills the disk after the check for room, but for so many checkpoints: it is full at the start, in the
+    first or in the second checkpoint."""
     size = (trained.run / "01-source_only" / "checkpoint.pt").stat().st_size
     pair = make_pair(tmp_path)
     command = pair.adapt("checkpoint_every=1", "source_only.steps=3", method="source_only")
     assert segshift(*command).code == 0
     expected = weights(pair.run, "01-source_only")
     shutil.rmtree(pair.run)
-    with small_disk(pair.root / "runs", int(share * size) + 4096) as disk:
-        assert_told(segshift(*command), "the disk is full", str(pair.run), "free some space")
-        assert_whole(disk)
+    with small_disk(pair.root / "runs", 4 * size) as disk:
+        ballast = disk / "ballast.bin"
+
+        def check_then_fill(*given: Any) -> str | None:
+            line = check_room(*given)
+            _fill(disk, int(share * size) + 4096)
+            return line
+
+        with monkeypatch.context() as patch:
+            patch.setattr("segshift.run.check_room", check_then_fill)
+            assert_told(segshift(*command), "the disk is full", str(pair.run), "free some space")
+        assert_whole(pair.run)
         checkpoint = pair.run / "01-source_only" / "checkpoint.pt"
         assert checkpoint.exists() == (share > 1), "the checkpoint before the full disk stays"
-        _grown(disk)
+        ballast.unlink()
         assert segshift(*command).code == 0
         assert_whole(disk)
         for name, tensor in weights(pair.run, "01-source_only").items():
@@ -272,8 +285,9 @@ def test_two_processes_in_one_run(tmp_path: Path) -> None:
         assert_told(segshift(*command), "another segshift works on", "runs/x", "another --out")
         while not (pair.run / "01-source_only" / "checkpoint.pt").exists():
             assert first.poll() is None
+            time.sleep(0.01)
         os.kill(first.pid, signal.SIGTERM)
-        _, err = first.communicate(timeout=60)
+        _, err = first.communicate(timeout=120)
         assert first.returncode == 130, err
         assert "run the same command to go on" in err
         assert "Traceback" not in err

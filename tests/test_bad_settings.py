@@ -44,6 +44,7 @@ def _domain(text: str) -> Command:
 
 
 STAGES = "stages: [{name: one, method: source_only, steps: 1}]\n"
+LAUGHS = "a0: &a0 []\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join(9 * [f'*a{i}'])}]\n" for i in range(20))
 
 # Settings that cannot be: (the command, words that the message must hold).
 SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
@@ -128,6 +129,10 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "run.yaml that is a folder": (lambda p: ["adapt", p.source, "--out", p.run], ("source", "cannot be read")),
     "run.yaml that is an image": (lambda p: ["adapt", p.image("source"), "--out", p.run], ("000.png",)),
     "run.yaml that is no YAML": (_config("stages: [\nx: {"), ("run.yaml", "not YAML", "to do")),
+    "run.yaml that holds itself": (_config("net: &x {options: *x}\n" + STAGES), ("run.yaml", "aliases", "to do")),
+    "run.yaml whose aliases multiply": (_config(LAUGHS + STAGES), ("run.yaml", "more than 100000 values")),
+    "run.yaml that is nested too deeply": (_config("seed: " + 5000 * "["), ("run.yaml", "nested too deeply")),
+    "--set that holds itself": (_set("net=&x {options: *x}"), ("--set net", "aliases")),
     "run.yaml with an impossible date": (_config("seed: 2020-13-45"), ("run.yaml", "not YAML")),
     "run.yaml that is a list": (_config("- a\n- b\n"), ("run.yaml", "holds a list", "key: value")),
     "run.yaml with a key that is no text": (_config("5: 6\n" + STAGES), ("run.yaml", "5")),

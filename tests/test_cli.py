@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,14 @@ def _modules_after(statement: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+def _processor_seconds(*words: str) -> float:
+    """That Python takes with these arguments, in a process of its own."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *words], capture_output=True, check=True, timeout=120, env=environment())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
 def test_the_verbs() -> None:
     assert set(_commands()) == set(VERBS)
     shown = segshift("--help")
@@ -78,13 +86,12 @@ def test_help_imports_no_torch_and_is_quick() -> None:
     code += "with contextlib.suppress(SystemExit):\n    main()"
     loaded = _modules_after(code)
     assert not loaded & {"torch", "numpy", "PIL", "matplotlib", "kornia", "pydantic", "yaml"}, loaded
-    spent = []
-    for _ in range(4):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "segshift", "--help"], capture_output=True, check=True, env=environment())
-        spent.append(time.perf_counter() - start)
-    # The bar is 0.3 s on an idle machine; other tests run beside this one.
-    assert min(spent) < 1.0, spent
+    # A slow machine takes longer for both, and what else runs there costs neither of them processor time.
+    wanted, allowed = (
+        min(_processor_seconds(*words) for _ in range(4))
+        for words in (("-m", "segshift", "--help"), ("-c", "import typer, rich.console"))
+    )
+    assert wanted < 3 * allowed, (wanted, allowed)
 
 
 def test_import_touches_no_optional_package() -> None:

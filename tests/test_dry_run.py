@@ -255,7 +255,7 @@ def test_a_published_file_that_is_there_is_read(nowhere: Path, tmp_path: Path) -
 
 def test_a_folder_with_something_in_it_is_refused(nowhere: Path, pair: Pair) -> None:
     done = segshift("adapt", *QUICK, "--dry-run", "--out", pair.root)
-    assert_told(done, "is not empty", "choose another --out")
+    assert_told(done, "is not empty", "choose another --out", "if an earlier dry run left it")
     assert_told(segshift("adapt", *QUICK, "--dry-run", "--out", pair.classes), "is a file", "choose another --out")
     assert not (pair.root / "run").exists()
 

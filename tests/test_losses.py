@@ -110,7 +110,7 @@ def test_entropy_at_its_ends() -> None:
     assert torch.equal(losses.entropy(certain), torch.zeros(1, 2, 2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=20),
     st.sampled_from([torch.float32, torch.bfloat16]),
@@ -202,7 +202,7 @@ def test_class_ratio_prior_refuses_other_mu(mu: float) -> None:
         losses.class_ratio_prior(random_logits(), PRIOR, mu)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0.1, 100))
 def test_class_ratio_prior_is_between_0_and_mu(seed: int, mu: float, scale: float) -> None:
     loss = losses.class_ratio_prior(random_logits(seed, scale=scale), PRIOR, mu).item()

@@ -221,7 +221,7 @@ def test_nothing_flows_to_the_teacher() -> None:
     assert teacher.grad is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=12),
     st.sampled_from([torch.float32, torch.bfloat16]),

@@ -270,7 +270,7 @@ def test_mrent_of_a_single_class_is_refused() -> None:
 # ---- any logits
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=20),
     st.sampled_from([torch.float32, torch.bfloat16]),
@@ -283,7 +283,7 @@ def test_regularisers_stay_within_their_bounds(values: list[float], dtype: torch
     assert 1 / k - 1e-6 <= losses.mrl2(logits, mask).item() <= 1 + 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.floats(0, 1), st.booleans(), st.booleans(), st.floats(0.01, 1000), st.floats(0, 1))
 def test_bootstrapping_of_any_logits(
     seed: int, beta: float, hard: bool, detach: bool, scale: float, ignored: float

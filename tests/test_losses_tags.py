@@ -28,7 +28,7 @@ def naive_tags(logits: Tensor, tags: Tensor) -> float:
     return sum(total) / len(total) if total else 0.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.lists(st.sampled_from([1.0, 0.0, -1.0]), min_size=8, max_size=8))
 def test_tags_are_a_mean_over_the_known_ones(seed: int, tags: list[float]) -> None:
     logits, wanted = logits_of(seed), torch.tensor(tags).view(2, 4)

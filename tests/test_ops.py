@@ -37,7 +37,7 @@ def test_upsample_equals_interpolate(small: tuple[int, int], large: tuple[int, i
     torch.testing.assert_close(upsample(logits, large), interpolate(logits, large), atol=2e-5, rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(st.integers(1, 90), st.integers(1, 90)))
 def test_upsample_equals_interpolate_at_any_size(small: tuple[int, int], large: tuple[int, int]) -> None:
     logits = torch.randn(1, 2, *small, generator=torch.Generator().manual_seed(0))

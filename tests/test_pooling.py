@@ -96,7 +96,7 @@ def test_the_gradient_of_the_smooth_maximum_is_a_softmax() -> None:
     torch.testing.assert_close(logits.grad, wanted)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.floats(-80, 80, width=32), min_size=1, max_size=30),
     st.floats(0.05, 200),
@@ -112,7 +112,7 @@ def test_between_mean_and_maximum_and_moved_by_a_constant(values: list[float], k
     assert found >= logits.max().item() - math.log(len(values)) / k - tolerance
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.floats(0.1, 5), st.floats(1.01, 30))
 def test_grows_with_sharpness_and_with_every_logit(seed: int, k: float, more: float) -> None:
     logits = normal(*SHAPE, seed=seed, dtype=torch.float64)
@@ -158,7 +158,7 @@ def test_autocast_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, inside, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.floats(-40, 40), st.floats(0, 6))
 def test_pooled_features_lie_among_the_features(seed: int, level: float, spread: float) -> None:
     """An absent class has low logits everywhere; its attention still sums to 1 and nothing is divided by 0."""

@@ -109,7 +109,7 @@ def test_distance_of_any_size(channels: int, classes: int, size: tuple[int, int]
     assert_as_defined(features, prototypes)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 8), st.floats(-6, 1), st.floats(-3, 2), st.booleans())
 def test_distance_at_any_scatter_and_offset(
     seed: int, channels: int, classes: int, scatter: float, offset: float, tight: bool
@@ -286,7 +286,7 @@ def test_a_temperature_of_zero_weighs_the_present_classes_alike() -> None:
     assert torch.equal(prototype_weight(normal(1, 4, 2, 2).abs(), 0.0), torch.full((1, 4, 2, 2), 0.25))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.floats(0, 1e3), st.floats(-3, 8), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_weights_are_a_distribution(seed: int, temperature: float, size: float, dtype: torch.dtype) -> None:
     distance = (normal(1, 5, 3, 4, seed=seed).abs() * 10**size).to(dtype)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +22,20 @@ import segshift as library
 from segshift import cli
 from segshift.engine.model import model_folder
 from segshift.errors import UserError
-from workbench import Pair, assert_told, copy_run, cut_short, label, make_pair, read_json, save, segshift, write_classes
+from workbench import (
+    Pair,
+    assert_told,
+    assert_whole,
+    copy_run,
+    cut_short,
+    environment,
+    label,
+    make_pair,
+    read_json,
+    save,
+    segshift,
+    write_classes,
+)
 
 
 def test_names_that_are_no_text(trained: Pair, tmp_path: Path) -> None:
@@ -167,6 +186,36 @@ def test_what_the_machine_refuses(error: Exception, words: tuple[str, ...], monk
     done = segshift("adapt")
     assert done.code == 2
     assert all(word in done.err for word in words), done.err
+
+
+class _Gone(io.StringIO):
+    """Standard output that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@pytest.mark.parametrize("points", [False, True])
+def test_figures_are_written_though_nobody_reads_what_is_printed(trained: Pair, tmp_path: Path, points: bool) -> None:
+    weak = tmp_path / "weak.jsonl"
+    weak.write_text('{"image": "000.png", "points": [[3, 4, "road"], [30, 30, "sky"]]}\n')
+    argv = ["segshift", "evaluate", str(trained.run), "--out", str(tmp_path / "out")]
+    argv += ["--points", str(weak)] if points else []
+    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(_Gone()), pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 141
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == (["points.json"] if points else ["metrics.csv", "metrics.json", "metrics.md"])
+    assert_whole(tmp_path / "out")
+
+
+def test_a_pipe_that_is_closed_ends_a_command_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "segshift", "recipes"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment(), timeout=120, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_quantiles_round_as_numpy_does(quantile: float, element: int) -> None:
     assert found.item() == pytest.approx(confidence[element].item(), abs=TOLERANCE)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.floats(0, 1, width=32) | st.floats(1e-9, 1).map(lambda d: 1 - d**4)),

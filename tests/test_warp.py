@@ -74,7 +74,7 @@ def beyond(place: Tensor, size: Size) -> Tensor:
 # ---- places
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(affines(), affines(), SIZES, SIZES)
 def test_a_coordinate_grid_lands_where_the_affines_say(before: Tensor, after: Tensor, small: Size, large: Size) -> None:
     """The file's coordinates seen from one grid and warped to another are that grid's own."""
@@ -89,7 +89,7 @@ def test_a_coordinate_grid_lands_where_the_affines_say(before: Tensor, after: Te
     assert not inside[0][far > 0.502].any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(affines(), affines(), SIZES, SIZES)
 def test_coordinates_of_the_file_agree_in_both_grids(before: Tensor, after: Tensor, small: Size, large: Size) -> None:
     of_file = at(before, small).float()[None]
@@ -98,7 +98,7 @@ def test_coordinates_of_the_file_agree_in_both_grids(before: Tensor, after: Tens
     assert ((values[0] - at(after, large)).abs().amax(dim=0)[within] < 0.01).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(affines(), affines(), SIZES, SIZES)
 def test_nearest_takes_the_pixel_that_holds_the_place(before: Tensor, after: Tensor, small: Size, large: Size) -> None:
     values, inside = warp(coordinates(small).long(), before, after, large, "nearest", outside=-7)
@@ -160,7 +160,7 @@ def test_a_shear_and_a_translation() -> None:
     assert torch.equal(warp(x, sheared, sheared, (5, 20))[0], x[..., :20])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(affines(0.7, 1.4), affines(0.7, 1.4), affines(0.7, 1.4))
 def test_two_warps_are_one(first: Tensor, second: Tensor, third: Tensor) -> None:
     """Coordinates are linear, so interpolating twice loses nothing where all is seen."""
@@ -210,7 +210,7 @@ def test_of_all_warps_only_those_of_whole_pixels_are_copies() -> None:
     torch.testing.assert_close(values[0, 0, 0, :-1], torch.arange(999.0) + 0.1, atol=2e-3, rtol=0)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.integers(0, 100_000), st.integers(3, 40), st.integers(3, 70))
 def test_labels_are_those_of_the_view(seed: int, height: int, width: int) -> None:
     """The library's own views, pixel by pixel: the full image's labels warped to a view are the view's labels."""
@@ -267,7 +267,7 @@ def test_a_grids_affine_is_where_upsample_puts_it(small: Size, large: Size, seed
     torch.testing.assert_close(values, upsample(coarse, large), atol=2e-4, rtol=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(affines(0.5, 2), affines(0.5, 2), st.tuples(st.integers(2, 9), st.integers(2, 9)), st.integers(2, 8))
 def test_coordinates_of_a_coarse_grid_are_the_files(before: Tensor, after: Tensor, small: Size, stride: int) -> None:
     """From coarse grid to another view in one warp, as by upsampling first."""

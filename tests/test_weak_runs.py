@@ -113,6 +113,8 @@ def test_what_is_said_decides_whether_a_stage_trains_anew(pair: Pair) -> None:
     assert did(adapt(pair, "weak_labels.mode=pseudo", weak=weak)) == made
     without = adapt(pair)
     assert did(without) == skipped, "guessed tags know nothing of the file"
+    assert did(adapt(pair, "weak_labels.point_weight=0.1")) == skipped, "nor of points"
+    assert did(adapt(pair, "weak_labels.point_weight=0.1", weak=weak)) == made
 
 
 def test_a_file_that_nobody_reads_is_told_of(pair: Pair) -> None:

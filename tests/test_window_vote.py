@@ -66,7 +66,7 @@ def some_labels(seed: int, k: int, h: int, w: int, labelled: float) -> Tensor:
 # ---- the formula
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 10_000),
     k=st.integers(1, 5),

@@ -54,7 +54,8 @@ class TinyNet(TwoLayers):
             self.norm = nn.BatchNorm2d(6)
             self.body = nn.Conv2d(6, FEATURES, 3, stride=2, padding=1)
             self.classifier = nn.Conv2d(FEATURES, CLASSES, 1)
-            self.aux_classifier = nn.Conv2d(6, CLASSES, 1, stride=2) if aux else None
+            # Not 1x1: of six channels with a stride, torch 2.13 (oneDNN 3.12) then writes beyond its memory on AVX2.
+            self.aux_classifier = nn.Conv2d(6, CLASSES, 2, stride=2) if aux else None
         self.apply_batch_norm_policy()
 
 

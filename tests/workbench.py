@@ -71,7 +71,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "100"}
 
 
-def spawn(*args: str | Path, cwd: Path | None = None, timeout: float = 120) -> Outcome:
+def spawn(*args: str | Path, cwd: Path | None = None, timeout: float = 240) -> Outcome:
     """Run the command in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "segshift", *map(str, args)],

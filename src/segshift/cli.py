@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -270,10 +269,11 @@ def main() -> None:
     except Interrupted as stop:
         sys.stderr.write(f"segshift: {stop}\n")
         sys.exit(130)
-    except BrokenPipeError:
-        # `segshift recipes | head`: nobody reads on; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except SystemExit as stop:
+        # `segshift recipes | head`: nobody reads on. typer keeps Python from complaining at exit, and ends with 1.
+        if isinstance(stop.__context__, BrokenPipeError):
+            sys.exit(141)
+        raise
     except OSError as error:
         # A file or disk that fails where nobody expected it: the system's message names it.
         sys.stderr.write(f"segshift: {error}\n")

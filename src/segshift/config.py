@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from segshift.artefacts.plain_yaml import parse_yaml
 from segshift.data.domains import DomainSettings
 from segshift.data.strong import StrongSettings
 from segshift.engine.inference import Options
@@ -275,18 +275,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, is no YAML, or holds no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"settings file {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"settings file {path} cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+    except ValueError as error:
         raise UserError(f"settings file {path} is not YAML: {error}", remedy="mend the line it names") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         raise UserError(f"settings file {path} holds a {type(content).__name__}", "`key: value` lines")
-    return content
+    return content or {}
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,8 +308,8 @@ def apply_set(settings: dict[str, Any], assignments: list[str]) -> dict[str, Any
         if not equals or not key.strip():
             raise UserError(f"--set {assignment}", "KEY=VALUE, as in --set seed=1 or --set advent.steps=500")
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+            value = parse_yaml(text)
+        except ValueError as error:
             raise UserError(f"--set {assignment}: {text!r} is no YAML value: {error}") from error
         path = key.strip().split(".")
         declared = settings.get("stages")

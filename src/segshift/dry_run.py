@@ -138,7 +138,8 @@ def _folder(out: Path | None) -> Iterator[Path]:
         raise UserError(
             f"--out {out} is {'not empty' if out.is_dir() else 'a file'}",
             "for --dry-run a folder that is new or empty: a dry run must not mix with a real one",
-            "choose another --out, or leave it out: the dry run is then removed at its end",
+            "choose another --out; remove this one if an earlier dry run left it, which is not gone on with; or leave "
+            "--out out: the dry run is then removed at its end",
         )
     yield out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +76,8 @@ def evaluate(
     from segshift import api
 
     metrics = api.evaluate(run, declared, classes=classes, others=others or [], options=options, device=device)
-    _tell(metrics, " + ".join(each.resolve().name for each in (run, *(others or []))), out)
+    rows = _rows(metrics, " + ".join(each.resolve().name for each in (run, *(others or []))))
+    _tell(rows, out, _files(metrics, rows))
 
 
 def _contradiction(run: Path | None, published: Path | None, layout: str | None) -> UserError:
@@ -122,7 +124,6 @@ def _published(
     out: Path | None,
     device: str,
 ) -> None:
-    from segshift.artefacts.store import make_folder, write_json
     from segshift.published import evaluate_published
 
     if domain is None:
@@ -130,10 +131,8 @@ def _published(
             "--published without --domain", "labelled images to measure on", "add --domain DIR or FILE.yaml"
         )
     measured = evaluate_published(files, layout, domain, classes=classes, options=options, device=device)
-    typer.echo(str(measured), nl=False)
-    _tell(measured.metrics, " + ".join(file.stem for file in files), out)
-    if out is not None:
-        write_json(make_folder(out) / "published.json", measured.to_dict())
+    rows = _rows(measured.metrics, " + ".join(file.stem for file in files))
+    _tell(f"{measured}{rows}", out, {**_files(measured.metrics, rows), "published.json": measured.to_dict()})
 
 
 def _at_points(
@@ -148,7 +147,6 @@ def _at_points(
     device: str,
 ) -> None:
     from segshift import api
-    from segshift.artefacts.store import make_folder, write_json
     from segshift.engine.point_result import compared
 
     if points is None or classes is not None:
@@ -162,23 +160,29 @@ def _at_points(
     if against is not None:
         other = api.evaluate_points(against, points, domain, options=options, device=device)
         text, content = compared(own, other, (str(run), str(against)))
-    typer.echo(text, nl=False)
-    if out is not None:
-        write_json(make_folder(out) / "points.json", content)
+    _tell(text, out, {"points.json": content})
 
 
-def _tell(metrics: Any, name: str, out: Path | None) -> None:
-    """Print a model's figures and, where wanted, write them."""
+def _rows(metrics: Any, name: str) -> str:
+    return f"{metrics.markdown_header()}\n{metrics.markdown_row(name)}\n"
+
+
+def _files(metrics: Any, rows: str) -> dict[str, Any]:
+    return {"metrics.json": metrics.to_dict(), "metrics.csv": metrics.to_csv(), "metrics.md": rows}
+
+
+def _tell(text: str, out: Path | None, files: Mapping[str, Any]) -> None:
+    """Print figures and, where wanted, write them: what took hours to measure shall be lost neither to a full disk nor
+    to a reader that has gone (`| head`)."""
     from segshift.artefacts.store import make_folder, write_json, write_text
 
-    rows = f"{metrics.markdown_header()}\n{metrics.markdown_row(name)}\n"
-    # Before they are written: a full disk shall not cost what took hours to measure.
-    typer.echo(rows, nl=False)
-    if out is not None:
-        make_folder(out)
-        write_json(out / "metrics.json", metrics.to_dict())
-        write_text(out / "metrics.csv", metrics.to_csv())
-        write_text(out / "metrics.md", rows)
+    try:
+        if out is not None:
+            make_folder(out)
+            for name, content in files.items():
+                (write_text if isinstance(content, str) else write_json)(out / name, content)
+    finally:
+        typer.echo(text, nl=False)
 
 
 def chosen_options(flip: bool, scales: str | None, window: str | None) -> Options | None:

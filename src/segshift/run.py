@@ -33,6 +33,7 @@ from segshift.methods.base import Task
 from segshift.nets.base import SegmentationNet
 from segshift.networks import Networks, with_nets
 from segshift.production import Production
+from segshift.room import Need, Sizes, check_room, needs_of, produced, sizes_of, with_teacher
 from segshift.setup import (
     UNEVEN,
     digest,
@@ -98,10 +99,16 @@ class Run:
         task = Task(count, torch.full((count,), 1 / count))
         self.networks = Networks(self.settings, task.num_classes, say)
         nets = self.networks.check()  # wrong options or weights shall fail now, not after the first stage
-        # One at a time: each may hold a teacher and discriminators.
-        self.needs = {
-            name: METHODS[self._method(name)].build(own, nets[name], task).needs for name, own in self.methods.items()
-        }
+        self.needs: dict[str, frozenset[str]] = {}
+        self._sizes: dict[str, Sizes | Need] = {}
+        for stage in self.settings.stages:
+            name, net = stage.name, nets[stage.init if stage.produce and stage.init else stage.name]
+            if stage.method is None:
+                self._sizes[name] = produced(self.production.settings[name], net, len(self.domains.target), self.size)
+                continue
+            method = METHODS[stage.method].build(self.methods[name], net, with_teacher(task, stage, nets))
+            self.needs[name], self._sizes[name] = method.needs, sizes_of(method)
+            del method  # one at a time: each may hold a teacher and discriminators
         for line in check_weak_labels(self.settings, self.methods, self.needs, self.weak_labels):
             say(line)
         check_needs(self.settings.stages, {name: fields - WEAK for name, fields in self.needs.items()})
@@ -152,11 +159,15 @@ class Run:
         """Bring all training stages to their end.
 
         Raises:
+            UserError: before the first step, the disk has no room for the largest stage.
             UserError, Interrupted: what was computed is kept; the same call goes on.
         """
         make_folder(self.root)
+        stages = [self._stage(stage) for stage in self.settings.stages]
+        if line := check_room(self.root, needs_of(self.settings, self.domains, self.root, stages, self._sizes)):
+            self.say(line)
         write_text(self.root / "run.yaml", dump_yaml(self.settings))
-        run_stages(self.root, [self._stage(stage) for stage in self.settings.stages], self.say)
+        run_stages(self.root, stages, self.say)
 
     @property
     def compared(self) -> list[str]:
@@ -199,7 +210,7 @@ class Run:
             "method": stage.method,
             "steps": stage.steps,
             "init": stage.init,
-            "settings": self.methods[stage.name].model_dump(mode="json"),
+            "settings": self.methods[stage.name].decisive(),
             "net": self.networks.decisive(stage.name),
             "size": self.size,
             "source_view": _facts(self._view(stage, True)),

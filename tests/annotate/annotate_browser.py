@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from annotate_site import MARKER
+from annotate_site import MARKER, until
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -21,6 +22,29 @@ PATIENCE = 90_000
 
 KEYS = "1234567890q"
 """Of the eleven classes."""
+
+SLOW = """
+window.told = [];  // messages, which go away by themselves, perhaps before a slow test has looked
+addEventListener("DOMContentLoaded", () => {
+  const toast = document.getElementById("toast"), note = () => toast.matches(".shown") && told.push(toast.textContent);
+  if (toast) new MutationObserver(note).observe(toast, { attributes: true, childList: true });
+});
+const limit = AbortSignal.timeout.bind(AbortSignal);
+AbortSignal.timeout = (ms) => limit(10 * ms);  // a server that is slow is not gone
+"""
+"""Runs before the page's own program, and makes up for a machine that pauses for seconds."""
+
+HEARD = """(text) => {
+  const at = told.findIndex((one) => one.includes(text));
+  told.splice(0, at + 1);
+  return at >= 0;
+}"""
+ALONE = """async () => {
+  const real = fetch;
+  window.hear = () => { window.fetch = real; };
+  window.fetch = (path, ...more) => (path === "api/pulse" ? new Promise(() => undefined) : real(path, ...more));
+  await real("api/pulse");  // one that was under way is answered by then
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +63,8 @@ def browser() -> Iterator[Browser]:
 
 
 def listen(page: Page, said: list[str]) -> Page:
-    """Note down what the page complains about, and what it asks of others."""
+    """Note down what the page complains about, and what it asks of others; to be called before the page is opened."""
+    page.add_init_script(SLOW)
     page.on("pageerror", lambda error: said.append(str(error)))
     # The browser notes every answer that is an error; those that are no answers to what the page asked for are wrong.
     page.on("console", lambda entry: None if entry.text.startswith("Failed to load") else said.append(entry.text))
@@ -112,8 +137,17 @@ def ticked(page: Page) -> list[str]:
 
 
 def toast(page: Page, text: str) -> None:
-    """Wait for a message."""
-    page.locator("#toast.shown", has_text=text).wait_for()
+    """Wait for a message, which may be gone by now; those before it count no more."""
+    until(lambda: page.evaluate(HEARD, text), PATIENCE / 1000)
+
+
+@contextlib.contextmanager
+def alone(page: Page) -> Iterator[None]:
+    """While this holds, the page does not ask by itself what is new: every two seconds it would hear of what a test
+    has just done to the server, and once in a hundred times before the test has done the next thing."""
+    page.evaluate(ALONE)
+    yield
+    page.evaluate("hear()")
 
 
 class Fingers:

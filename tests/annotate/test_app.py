@@ -9,6 +9,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from annotate_site import CLASSES, Client, Site, lines, make_site, name_of, point, serving, tag
@@ -181,7 +182,7 @@ OUTSIDE = [
 @pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("question", ["picture", "label"])
 def test_nothing_outside_of_the_folder(site: Site, client: Client, name: str, question: str) -> None:
-    for path in (name, str(site.root / "secret.jpg")):
+    for path in (name, quote(str(site.root / "secret.jpg"))):
         answer = client.get(f"api/{question}?image={path}")
         assert answer.status == 404
         assert answer.json["found"] == "no such image"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from annotate_browser import (
+    alone,
     browser,
     drawn,
     find_marker,
@@ -95,9 +96,10 @@ class Told:
 def crash(site: Site, page: Page, told: Told, image: str) -> None:
     """kill -9 while the person goes on; what she did then is not lost, what she is kept from does not happen."""
     settle(page)
-    site.kill()
-    press_class(page, 10)
-    page.locator("#trouble").wait_for()
+    with alone(page):
+        site.kill()
+        press_class(page, 10)
+        page.locator("#trouble").wait_for()
     assert "The server does not answer" in page.locator("#trouble").inner_text()
     assert "1 action not saved yet" in page.locator("#trouble").inner_text()
     for index in (0, 5):
@@ -223,12 +225,13 @@ def test_points_are_chosen_and_deleted(fresh: Page, site: Site) -> None:
 def test_two_tabs(fresh: Page, site: Site, browser: Browser, said: list[str]) -> None:
     other = listen(fresh.context.new_page(), said)
     visit(other, site.link, "00.png")
-    press_class(fresh, 0)
-    settle(fresh)
-    # The second tab has not heard of it yet: its action is refused, and made again on the newer label.
-    press_class(other, 7)
-    other.mouse.click(*find_marker(other))
-    toast(other, "both changes are kept")  # at once: it goes away by itself
+    with alone(other):
+        press_class(fresh, 0)
+        settle(fresh)
+        # The second tab has not heard of it yet: its action is refused, and made again on the newer label.
+        press_class(other, 7)
+        other.mouse.click(*find_marker(other))
+        toast(other, "both changes are kept")
     settle(other)
     assert tags_of(site) == ("road", "sky")
     # Tag and point are two actions, and may be heard of one by one.
@@ -367,18 +370,20 @@ def test_a_file_that_cannot_be_written(fresh: Page, site: Site) -> None:
     press_class(fresh, 0)
     settle(fresh)
     good = site.out.read_bytes()
-    site.out.write_bytes(good + b"rubbish\n")
-    press_class(fresh, 1)
-    fresh.locator("#trouble", has_text="line 2 is not JSON").wait_for()
+    with alone(fresh):
+        site.out.write_bytes(good + b"rubbish\n")
+        press_class(fresh, 1)
+        fresh.locator("#trouble", has_text="line 2 is not JSON").wait_for()
     site.out.write_bytes(good)
     fresh.locator("#trouble").wait_for(state="hidden")
     settle(fresh)
     assert tags_of(site) == ("road", "sidewalk")
     # Or the person gives up on it.
     good = site.out.read_bytes()
-    site.out.write_bytes(good + b"rubbish\n")
-    press_class(fresh, 2)
-    fresh.locator("#trouble button").click()
+    with alone(fresh):
+        site.out.write_bytes(good + b"rubbish\n")
+        press_class(fresh, 2)
+        fresh.locator("#trouble button").click()
     site.out.write_bytes(good)
     fresh.locator("#trouble").wait_for(state="hidden")
     assert ticked(fresh) == ["road", "sidewalk"]

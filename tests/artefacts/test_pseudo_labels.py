@@ -74,7 +74,7 @@ def test_every_number_survives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_ids(tmp_path / "x.png"), values)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(1, 255))
 def test_soft_labels_survive_to_a_rounding(tmp_path_factory: pytest.TempPathFactory, seed: int, classes: int) -> None:
     path = tmp_path_factory.getbasetemp() / "soft" / "x.npz"

@@ -74,6 +74,8 @@ def test_colours_given_known_and_chosen(tmp_path: Path) -> None:
         ("c.yaml", "classes: [a]\nignore: 0", "ignore is 0"),
         ("c.yaml", "classes: [a", "not valid YAML"),
         ("c.json", "{classes}", "not valid JSON"),
+        ("c.yaml", "classes: &x [*x]", "not valid YAML"),
+        pytest.param("c.json", 100_000 * "[", "not valid JSON", id="deep"),
         ("c.txt", "\n".join(f"class{i}" for i in range(256)), "256 classes"),
     ],
 )

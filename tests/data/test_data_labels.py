@@ -57,7 +57,7 @@ def test_train_ids_of_every_bit_depth(tmp_path: Path) -> None:
     assert np.array_equal(read_label(bits, plain()), (ids[:8, :8] == 1).astype(np.uint8))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 7), st.sampled_from([3, 4]), st.data())
 def test_16_bit_colour_png(
     tmp_path_factory: pytest.TempPathFactory, seed: int, w: int, h: int, c: int, data: st.DataObject

@@ -95,7 +95,7 @@ def test_order_of_shapes_matters_and_is_told() -> None:
     assert np.allclose(flipped, np.array([[-1, 0, 59], [0, 1, 0], [0, 0, 1]]) @ straight)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.tuples(st.integers(40, 62), st.integers(40, 62)), st.integers(0, 2**40))
 def test_affine_is_exact_for_what_chance_draws(size: tuple[int, int], seed: int) -> None:
     chance = draw_strong(torch.Generator().manual_seed(seed), size, SHAPES_ONLY)
@@ -124,7 +124,7 @@ def test_shapes_as_released() -> None:
 # ---- what is seen
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.tuples(st.integers(30, 90), st.integers(30, 90)), st.integers(0, 2**40))
 def test_seen_is_what_is_free_of_padding(size: tuple[int, int], seed: int) -> None:
     chance = draw_strong(torch.Generator().manual_seed(seed), size, SHAPES_ONLY)

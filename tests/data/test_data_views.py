@@ -28,7 +28,7 @@ def gradient(width: int, height: int) -> np.ndarray:
     return image
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.tuples(st.integers(60, 250), st.integers(60, 250)),
     st.tuples(st.integers(60, 200), st.integers(60, 200)),
@@ -59,7 +59,7 @@ def test_affine_is_exact_on_coordinate_gradients(
         assert np.abs(found - points[axis][well]).max(initial=0) < 1.6 * file[axis] / 255 + 0.02
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.floats(0.4, 2.5), st.booleans(), st.integers(0, 2**40))
 def test_label_and_image_stay_together(scale: float, flip: bool, seed: int) -> None:
     view = ViewSettings(size=(96, 64), crop=(70, 80), scale=(scale, scale), flip=flip)

@@ -165,7 +165,7 @@ def discs_of(given: WeakLabel, view: ViewSettings, chance: Draw, radius: float) 
     return weak.fields("x", {"points"}, NAMES, view, chance, affine)["points"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(0, 9), st.sampled_from([0.0, 0.4, 1.0, 2.5, 4.0, 30.0]))
 def test_discs_are_those_of_a_loop_over_pixels(seed: int, count: int, radius: float) -> None:
     given, chance = many_points(seed, count), chance_of(VIEW, seed)
@@ -196,7 +196,7 @@ def _nearly(point: Point, x: float, y: float, unit_x: float, unit_y: float, best
     return abs(distance - radius**2) < 1e-4 or 0 < abs(distance - best) < 1e-4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.booleans())
 def test_discs_of_a_crop_are_the_crop_of_the_discs(seed: int, larger: bool) -> None:
     """Without scaling: points beside the crop reach into it, and nothing reaches into padding."""

@@ -37,6 +37,9 @@ LOOKS_TYPED = re.compile(r"^\s*(\$ |(\.venv/bin/)?(segshift|pip|python3?|make|gi
 READERS = ("evaluate", "predict", "features", "report", "compare", "select")
 """Verbs that take runs which a page may speak of without making them."""
 
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks no proxy of the environment, which would not reach this computer's own servers."""
+
 MakeRun = Callable[[str, Path], None]
 """Puts a finished run of a recipe (`cpu/NAME`, or `real` for one of the true default network) at a path."""
 
@@ -127,14 +130,14 @@ class Session:
                 for line in server.stdout or ():
                     said += line
                     if found := re.search(r"open (http://\S+)", line):
-                        with urllib.request.urlopen(found[1], timeout=60) as page:
+                        with DIRECTLY.open(found[1], timeout=90) as page:
                             assert page.status == 200, where
                             assert b"<html" in page.read(), where
                         break
                 else:
                     raise AssertionError(f"{where}\nserved nothing:\n{said}")
                 server.send_signal(signal.SIGINT)
-                rest, _ = server.communicate(timeout=60)
+                rest, _ = server.communicate(timeout=120)
             finally:
                 server.kill()
         assert server.returncode == 0, f"{where}\nended with {server.returncode}\n{said}{rest}"

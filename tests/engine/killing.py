@@ -71,7 +71,7 @@ class Shell:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=90)
         self.process.stdout.close()
 
 

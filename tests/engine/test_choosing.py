@@ -40,7 +40,7 @@ anything = st.tuples(st.integers(0, 2**32 - 1), st.sampled_from(SHARPNESS), st.i
 # ---- hard labels
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(anything)
 def test_hard_labels_are_what_plain_loops_find(drawn: tuple[int, float, int]) -> None:
     seed, sharpness, classes = drawn
@@ -100,7 +100,7 @@ def cost(label: np.ndarray, p: np.ndarray, t: np.ndarray, alpha: float) -> float
     return float((-label * np.log(np.maximum(p, 1e-30)) + alpha * entropy + label * np.log(t)).sum())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(anything, st.sampled_from([0.05, 0.25, 1.0, 4.0]))
 def test_soft_labels_minimise_what_lrent_minimises(drawn: tuple[int, float, int], alpha: float) -> None:
     seed, sharpness, classes = drawn
@@ -121,7 +121,7 @@ def test_soft_labels_minimise_what_lrent_minimises(drawn: tuple[int, float, int]
             assert least > -1e-5, "a label that costs less than none was not given"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(anything, st.sampled_from([1e-300, 1e-38, 1e-30, 1e-6, 0.25, 1e6]))
 def test_soft_labels_are_distributions_or_nothing(drawn: tuple[int, float, int], alpha: float) -> None:
     seed, sharpness, classes = drawn
@@ -133,7 +133,7 @@ def test_soft_labels_are_distributions_or_nothing(drawn: tuple[int, float, int],
     assert (((total - 1).abs() < 1e-5) | (total == 0)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(anything)
 def test_what_cbst_chooses_lrent_chooses_and_tiny_alpha_makes_it_cbst(drawn: tuple[int, float, int]) -> None:
     seed, sharpness, classes = drawn
@@ -168,7 +168,7 @@ def test_alpha_must_be_above_zero() -> None:
 # ---- scores and the split
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 5))
 def test_the_score_of_an_image_is_what_plain_loops_find(seed: int, classes: int, images: int) -> None:
     chance = np.random.default_rng(seed)
@@ -196,7 +196,7 @@ def test_an_absent_class_takes_no_part_in_the_mean() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0]), max_size=9), st.sampled_from([0, 0.1, 0.3, 0.5, 0.99, 1]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_best_fraction_is_easy(scores: list[float], fraction: float) -> None:
     easy = easy_images(torch.tensor(scores), "top_fraction", float(fraction)).tolist()
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))

@@ -81,7 +81,7 @@ def test_a_window_as_large_as_the_image_changes_nothing_at_the_images_size() -> 
     assert torch.allclose(logits_at([net], x, (32, 48), Options(window=(999, 999))), whole, atol=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0, 0.95))
 def test_windows_cover_every_pixel(length: int, window: int, overlap: float) -> None:
     window = min(window, length)

@@ -38,7 +38,7 @@ def maps(shape: tuple[int, ...], classes: int, seed: int = 0) -> tuple[torch.Ten
     return predicted, label
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 255), st.integers(0, 70), st.integers(0, 70), st.integers(0, 1000))
 def test_confusion_equals_a_plain_count(classes: int, height: int, width: int, seed: int) -> None:
     predicted, label = maps((height, width), classes, seed)

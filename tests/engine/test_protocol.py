@@ -129,7 +129,7 @@ def label_pairs(draw: st.DrawFn, classes: int) -> list[Pair]:
 
 
 @pytest.mark.parametrize("names", [NAMES_19, NAMES_16], ids=["19", "16"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_figures_are_those_of_the_definition(names: tuple[str, ...], data: st.DataObject) -> None:
     pairs = data.draw(label_pairs(len(names)))
@@ -140,7 +140,7 @@ def test_figures_are_those_of_the_definition(names: tuple[str, ...], data: st.Da
         assert (score.miou, score.pixel_accuracy) == pytest.approx((alone.mean, alone.pixels), nan_ok=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(label_pairs(19))
 def test_figures_are_those_of_torchmetrics(pairs: list[Pair]) -> None:
     label, predicted = (
@@ -180,7 +180,7 @@ def test_nothing_labelled_has_no_figures() -> None:
     assert measured([empty, full, empty], NAMES_19).to_dict()["miou"] == measured([full], NAMES_19).miou
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(label_pairs(19), st.integers(1, 4))
 def test_shards_are_the_whole(pairs: list[Pair], world: int) -> None:
     whole = measured(pairs, NAMES_19)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 LONG = "frame_with_a_very_long_name_without_any_place_to_break_it_0123456789_0123456789_0123456789"
 
+PATIENCE = 90_000
+"""Milliseconds to wait for anything: other tests and programs may have the machine."""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -29,7 +32,9 @@ def browser() -> Iterator[Browser]:
     if program is None:
         pytest.skip(why + "no chromium found (Debian: apt-get install chromium)")
     with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        opened = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE
+        )
         yield opened
         opened.close()
 
@@ -58,6 +63,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def opened(browser: Browser, path: Path, width: int, said: list[str], scheme: Any = "light") -> Page:
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page.set_default_timeout(PATIENCE)
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda asked: said.append(asked.url) if asked.url.startswith("http") else None)
@@ -68,7 +74,7 @@ def opened(browser: Browser, path: Path, width: int, said: list[str], scheme: An
 
 def focused(page: Page, tile: Locator) -> None:
     """The picture last seen gets the focus; the browser tells a dialog's end a moment after it."""
-    page.wait_for_function("(tile) => document.activeElement === tile", arg=tile.element_handle(), timeout=10_000)
+    page.wait_for_function("(tile) => document.activeElement === tile", arg=tile.element_handle())
 
 
 @pytest.mark.parametrize("name", ["report", "long", "rounds", "ablation", "compare"])

@@ -192,6 +192,13 @@ def test_settings_that_differ(runs: list[Path], tmp_path: Path) -> None:
     assert not any(row.startswith(("seed", "view", "result: name", "labels:")) for row in rows)
 
 
+def test_settings_that_hold_themselves(runs: list[Path], tmp_path: Path) -> None:
+    with open(runs[0] / "run.yaml", "a") as file:
+        file.write("odd: &x [*x]\n")
+    page = Reader(compare_runs(runs, tmp_path / "compare.html").read_text())
+    assert "run.yaml is not valid YAML (its aliases (*) hold themselves" in page.text
+
+
 def test_no_settings_that_differ(runs: list[Path], tmp_path: Path) -> None:
     (runs[1] / "run.yaml").write_text((runs[0] / "run.yaml").read_text())
     assert 'id="settings"' not in compare_runs(runs[:2], tmp_path).read_text(encoding="utf-8")

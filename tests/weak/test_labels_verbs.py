@@ -77,13 +77,14 @@ def test_counts() -> None:
         replace(label("d.jpg", ("road",)), complete=False),
         label("e.jpg", None, (1, 1, "road"), (2, 2, "road")),
         WeakLabel("d.jpg"),
+        WeakLabel("f.jpg", (), complete=False, who="me"),
     ]
     counted = stats(lines, ("sky", "person"))
-    assert (counted.lines, counted.images, counted.tagged, counted.pointed) == (8, 4, 3, 4)
-    assert (counted.taken_back, counted.positive_only, counted.points) == (1, 0, 5)
+    assert (counted.lines, counted.images, counted.tagged, counted.pointed) == (9, 4, 3, 4)
+    assert (counted.taken_back, counted.positive_only, counted.points) == (2, 0, 5)
     assert counted.classes == {"sky": (2, 1, 1), "person": (0, 0, 0), "road": (1, 3, 2), "car": (1, 1, 1)}
     me, nobody, you = counted.annotators
-    assert (me.name, me.saves, me.images, me.between_saves, me.an_image) == ("me", 4, 2, 6.0, 18.0)
+    assert (me.name, me.saves, me.images, me.between_saves, me.an_image) == ("me", 5, 2, 6.0, 18.0)
     assert (nobody.name, nobody.saves, nobody.images, nobody.between_saves) == (None, 3, 1, None)
     assert (you.name, you.saves, you.images, you.an_image) == ("you", 1, 1, None)
 

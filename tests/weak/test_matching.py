@@ -68,7 +68,8 @@ def test_ids_are_short() -> None:
 
 
 def test_what_says_nothing_is_left_out(place: Place) -> None:
-    assert matched(place, WeakLabel("a.jpg"), WeakLabel("gone.jpg"), label("b.jpg", ())).keys() == {"b"}
+    unsure = WeakLabel("drive/0001.png", (), complete=False)  # of no class that it is there, or not
+    assert matched(place, WeakLabel("a.jpg"), WeakLabel("gone.jpg"), unsure, label("b.jpg", ())).keys() == {"b"}
 
 
 def test_points_of_another_size_are_scaled(place: Place) -> None:

@@ -41,9 +41,19 @@ def test_points_that_meet_because_the_file_is_smaller(place: Place) -> None:
 
 def test_points_of_two_annotations_that_meet_because_the_file_is_smaller(place: Place) -> None:
     size = {"original_width": 4 * WIDTH, "original_height": 4 * HEIGHT}
-    tasks = [task("a.jpg", keypoint(50.1, 50, name, **size)) for name in ("road", "sky")]
+    tasks = [task("a.jpg", keypoint(x, 50, name, **size)) for x, name in ((50.1, "road"), (50.6, "sky"))]
     assert "points left out: 1" in take(place, "export.json", tasks).out
     assert [p.name for p in place.store.read()["a.jpg"].points] == ["road"]
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_points_of_two_annotations_at_one_pixel(place: Place, factor: int) -> None:
+    """A mistake in any size of the file: it is not the file that brings them together."""
+    size = {"original_width": factor * WIDTH, "original_height": factor * HEIGHT}
+    tasks = [task("a.jpg", keypoint(50.1, 50, name, **size)) for name in ("road", "sky")]
+    refused = segshift("labels", "import", place.put("export.json", tasks), *place.taking())
+    assert_told(refused, "1 points are of two classes at one pixel", "one class a pixel")
+    assert not place.out.exists()
 
 
 def test_left_out_points_leave_earlier_tags_as_they_are(place: Place) -> None:

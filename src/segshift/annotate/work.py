@@ -18,6 +18,7 @@ from segshift.annotate.beside import Beside
 from segshift.annotate.folder import Folder
 from segshift.annotate.operations import Action, State, apply, state_of
 from segshift.annotate.pictures import Header, header
+from segshift.artefacts.store import sha256
 from segshift.errors import UserError
 from segshift.types import ClassSet
 from segshift.weak.label import WeakLabel, decode, encode
@@ -89,6 +90,7 @@ class Work:
         self._done: dict[str, int] = {}
         self._seen: tuple[int, ...] | None = None
         self._dismissed = beside.dismissed()
+        self._versions: dict[str, tuple[tuple[int, int], str]] = {}
         self._headers: OrderedDict[str, tuple[str, Header]] = OrderedDict()
         self._boot, self._changes = secrets.token_hex(4), 0
         self._load(first=True)
@@ -153,18 +155,22 @@ class Work:
             return known[1]
 
     def version(self, name: str) -> str:
-        """A name for what an image's file holds now: it changes with the file.
+        """A name for what an image's file holds now: it changes with the content, not with the file's time alone.
 
         Raises:
             UserError: no such image, or it is gone.
         """
         try:
             about = os.stat(self.folder.file(name))
+            stamp = about.st_mtime_ns, about.st_size
+            known = self._versions.get(name)
+            if known is None or known[0] != stamp:
+                known = self._versions[name] = stamp, sha256(self.folder.file(name))[:32]
+            return known[1]
         except OSError as error:
             raise UserError(
                 f"image {name} is gone: {error.strerror}", remedy="put it back, or go on without"
             ) from error
-        return f"{about.st_mtime_ns:x}-{about.st_size:x}"
 
     def act(self, action: Action) -> State:
         """Apply an action and save what came of it; when this returns, it is on disk.

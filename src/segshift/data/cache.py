@@ -96,6 +96,19 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
+def _place(domain: Domain, size: Size, folder: Path) -> Path:
+    return folder / f"{domain.name}-{size[0]}x{size[1]}-{cache_key(domain, size)[:16]}"
+
+
+def missing_bytes(domain: Domain, size: Size, folder: Path) -> int:
+    """What `open_cache` would write, none where the cache is finished."""
+    return 0 if (_place(domain, size, folder) / "cache.json").is_file() else _bytes(domain, size)
+
+
+def _bytes(domain: Domain, size: Size) -> int:
+    return len(domain.items) * size[0] * size[1] * (4 if domain.labelled else 3)
+
+
 def open_cache(domain: Domain, size: Size, folder: Path, *, workers: int) -> Cache:
     """The cache of a domain at a working size; made where it is not there yet, its size announced before.
 
@@ -110,12 +123,11 @@ def open_cache(domain: Domain, size: Size, folder: Path, *, workers: int) -> Cac
     Raises:
         UserError: a file cannot be used, or the disk is full or read-only.
     """
-    place = folder / f"{domain.name}-{size[0]}x{size[1]}-{cache_key(domain, size)[:16]}"
+    place = _place(domain, size, folder)
     cache = Cache(place, domain.labelled)
     if (place / "cache.json").is_file():
         return cache
-    count, (width, height) = len(domain.items), size
-    needed = count * width * height * (4 if domain.labelled else 3)
+    count, (width, height), needed = len(domain.items), size, _bytes(domain, size)
     make_folder(place)
     _check_space(place, needed)
     logging.getLogger("segshift").info(

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from segshift.artefacts.plain_yaml import parse_yaml
 from segshift.errors import UserError, nearest
 from segshift.types import IGNORE, ClassSet
 
@@ -234,8 +233,8 @@ def _parse(path: Path) -> Any:
         lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
         return [line for line in lines if line]
     try:
-        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        return json.loads(text) if path.suffix.lower() == ".json" else parse_yaml(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"class file {path} is not valid {path.suffix.lstrip('.').upper() or 'YAML'}: {error}",
             'for example {"classes": ["road", "sky"]}',

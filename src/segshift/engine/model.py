@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 
+from segshift.artefacts.plain_yaml import parse_yaml
 from segshift.artefacts.store import atomic_path, make_folder, read_json, sha256, write_json
 from segshift.data.images import load_resized
 from segshift.data.tensors import as_float, to_tensor
@@ -151,9 +151,9 @@ def model_folder(path: Path) -> Path:
 def _planned_last(run: Path) -> Path | None:
     """The folder that a run's last stage has, or will have, by its run.yaml; None where that says nothing."""
     try:
-        stages = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))["stages"]
+        stages = parse_yaml((run / "run.yaml").read_text(encoding="utf-8"))["stages"]
         return run / f"{len(stages):02d}-{stages[-1]['name']}"
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
@@ -183,12 +183,14 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
         classes = class_set(config)
         if sha256(weights) != config["sha256"]:
             raise ValueError(f"{weights.name} is not the file that was written (its sha256 differs)")
+        # Not load_file: it refuses paths that are not UTF-8. Before the network, which is as large, is built: here file
+        # and tensors are in memory at once.
+        state = safetensors.torch.load(weights.read_bytes())
         name, options = config["net"]["name"], dict(config["net"]["options"])
         if name in NETS and "weights" in inspect.signature(NETS[name]).parameters:
             options["weights"] = "none"  # they come from the file: the builder need not read ImageNet's
         net = build_net(name, len(classes), options)
-        # Not load_file: it refuses paths that are not UTF-8.
-        net.load_state_dict(safetensors.torch.load(weights.read_bytes()))
+        net.load_state_dict(state)
         size = (int(config["size"][0]), int(config["size"][1]))
     except FileNotFoundError as error:
         raise UserError(f"{weights} does not exist", remedy="run the training stage again") from error

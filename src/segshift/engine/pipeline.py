@@ -63,19 +63,43 @@ def run_stages(root: Path, stages: list[Stage], say: Callable[[str], None]) -> N
         UserError: a stage failed in a way that the user can mend; what was computed so far is kept.
     """
     sweep(make_folder(root))
-    digests: dict[str, str] = {}
     expected = {folder_name(i, stage) for i, stage in enumerate(stages, 1)}
     # Only stages: a folder that is somebody's own may lie here too.
     for stale in sorted(record.parent for record in root.glob("[0-9][0-9]-*/stage.json")):
         if stale.name not in expected and stale.suffix != ".aside":
             _set_aside(stale, say, "no stage of this run any more")
+    digests = _fingerprints(stages)
     for index, stage in enumerate(stages, 1):
-        folder = root / folder_name(index, stage)
+        record = {"name": stage.name, "fingerprint": digests[stage.name], "purpose": stage.purpose, **stage.info}
+        _run_stage(root / folder_name(index, stage), stage, record, f"[{index}/{len(stages)}] {stage.name}", say)
+
+
+def _fingerprints(stages: list[Stage]) -> dict[str, str]:
+    """Of every stage, by its name."""
+    digests: dict[str, str] = {}
+    for stage in stages:
         basis = list(digests) if stage.after is None else stage.after
         before = "/".join(digests[name] for name in basis)
         digests[stage.name] = fingerprint({"name": stage.name, **stage.settings}, before)
-        record = {"name": stage.name, "fingerprint": digests[stage.name], "purpose": stage.purpose, **stage.info}
-        _run_stage(folder, stage, record, f"[{index}/{len(stages)}] {stage.name}", say)
+    return digests
+
+
+def unfinished(root: Path, stages: list[Stage]) -> dict[str, int]:
+    """The stages that `run_stages` would have to work on, in order, and the bytes that each has in its folder already.
+
+    A finished artefact that was damaged since is not among them: it is made anew where it lies.
+    """
+    left: dict[str, int] = {}
+    digests = _fingerprints(stages)
+    for index, stage in enumerate(stages, 1):
+        folder, digest = root / folder_name(index, stage), digests[stage.name]
+        known = _read_record(folder) or {}
+        if known.get("fingerprint") == digest:
+            if not known.get("done"):
+                left[stage.name] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        elif _finished_twin(folder, digest) is None:
+            left[stage.name] = 0
+    return left
 
 
 def _run_stage(folder: Path, stage: Stage, record: dict[str, Any], title: str, say: Callable[[str], None]) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,10 @@ class MethodSettings(Settings):
         """Whether the method needs `Task.teacher`."""
         return False
 
+    def decisive(self) -> dict[str, Any]:
+        """What a stage's result depends on, as JSON; settings that are not used stand at their defaults."""
+        return self.model_dump(mode="json")
+
 
 class WeakReading(MethodSettings):
     """How batches show a person's weak labels; part of the settings of methods that learn from them."""
@@ -51,9 +55,7 @@ class WeakReading(MethodSettings):
         "auto", description="auto: what the run's weak labels have (points, else tags), else pseudo"
     )
     point_radius: float = Field(4.0, ge=0, description="of the disc around a point, pixels of the working size")
-    points_complete: bool = Field(
-        False, description="an image with points and without tags has a point on every class that it shows"
-    )
+    points_complete: bool = Field(False, description="an image with points and no tags has one on every class it shows")
 
 
 class OptimizerSettings(Settings):

@@ -8,7 +8,7 @@ features where it is looked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from jaxtyping import Bool, Float
 from pydantic import Field
@@ -54,6 +54,10 @@ class WeakLabelsSettings(AlignmentSettings, WeakReading):
     @property
     def wants_class_shares(self) -> bool:
         return self.mode == "points" and self.point_prior > 0
+
+    def decisive(self) -> dict[str, Any]:
+        unused = () if self.mode == "points" else ("point_weight", "point_prior")
+        return super().decisive() | {name: type(self).model_fields[name].default for name in unused}
 
 
 class Tags(NamedTuple):

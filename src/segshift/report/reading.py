@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from segshift.artefacts.plain_yaml import parse_yaml
 from segshift.errors import UserError
 from segshift.report.files import Colour, inside, load, palette, short, stage_folders
 from segshift.report.labels import Labels, read_labels
@@ -197,8 +196,8 @@ def _settings(path: Path, problems: list[str]) -> tuple[str, Mapping[str, Any]]:
         problems.append(f"run.yaml cannot be read ({error.strerror or error})")
         return "", {}
     try:
-        return content, mapping(yaml.safe_load(content))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return content, mapping(parse_yaml(content))
+    except ValueError as error:
         problems.append(f"run.yaml is not valid YAML ({str(error).splitlines()[0]})")
         return content, {}
 

@@ -197,7 +197,6 @@ def _in_files(path: Path, made: _Made, images: Mapping[str, Path], notes: list[s
     turned: dict[str, None] = {}
     outside: list[str] = []
     scaled: set[str] = set()
-    clashing: set[str] = set()
     moved: _Made = []
     for label, entry in made:
         if label.points:
@@ -205,7 +204,6 @@ def _in_files(path: Path, made: _Made, images: Mapping[str, Path], notes: list[s
                 sizes[label.image] = _stored(label.image, images[label.image], turned)
             size = sizes[label.image]
             scaled |= {label.image} if label.size not in (None, size) else set()
-            clashing |= {label.image} if clashes(label) else set()
             label = in_pixels_of(label, size, entry.where)
             outside += [f"{_place(label, point)} ({entry.where})" for point in label.points if not point.inside(size)]
         moved.append((label, entry))
@@ -222,7 +220,27 @@ def _in_files(path: Path, made: _Made, images: Mapping[str, Path], notes: list[s
             f"warning: {len(turned)} images have a camera's orientation flag: other programs show them turned, here "
             f"they are read as stored, so look at the points: {listed(turned)}"
         )
-    return moved, scaled - clashing
+    return moved, {image for image, group in _by_image(made).items() if image in scaled and not _clash(group)}
+
+
+def _by_image(made: _Made) -> dict[str, _Made]:
+    groups: dict[str, _Made] = {}
+    for label, entry in made:
+        groups.setdefault(label.image, []).append((label, entry))
+    return groups
+
+
+def _dated(group: _Made) -> bool:
+    """Whether an image's labels are a line each, and not joined to one."""
+    return len(group) > 1 and all(entry.when for _, entry in group)
+
+
+def _clash(group: _Made) -> bool:
+    """Whether two classes have a point at one pixel of what was labelled, in labels that become one line."""
+    labels = [label for label, _ in group]
+    if not _dated(group):
+        labels = [_joined([label for label in labels if label.size == size]) for size in {each.size for each in labels}]
+    return any(map(clashes, labels))
 
 
 def _place(label: WeakLabel, point: Point) -> str:
@@ -232,14 +250,12 @@ def _place(label: WeakLabel, point: Point) -> str:
 def _in_order(path: Path, made: _Made, shrunk: set[str], notes: list[str]) -> list[WeakLabel]:
     """Labels in the order in which they are to be appended, no two classes at one pixel: where they only come to one
     because the image file is smaller than what was labelled, the first stays."""
-    groups: dict[str, _Made] = {}
-    for label, entry in made:
-        groups.setdefault(label.image, []).append((label, entry))
+    groups = _by_image(made)
     labels: list[WeakLabel] = []
     merged = dated = 0
     for image, group in groups.items():
         several = [label for label, _ in group]
-        if len(group) > 1 and all(entry.when for _, entry in group):
+        if _dated(group):
             dated += 1
             labels += sorted(several, key=lambda label: moment(label.when or "", image))
         else:

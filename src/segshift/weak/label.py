@@ -56,7 +56,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class WeakLabel:
-    """What a person said of one image. With neither tags nor points it takes back what was said before.
+    """What a person said of one image. One that says nothing (`empty`) takes back what was said before.
 
     Attributes:
         image: path below the image folder, "/" between folders, with suffix, as the domain lists it.
@@ -80,8 +80,8 @@ class WeakLabel:
 
     @property
     def empty(self) -> bool:
-        """Whether it says nothing."""
-        return self.tags is None and not self.points
+        """Whether it says nothing: of no class that it is there, nor that it is not."""
+        return not (self.present or self.says_absent)
 
     @property
     def present(self) -> tuple[str, ...]:
