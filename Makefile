@@ -1,8 +1,8 @@
 # Both `make demo` and `make test` set everything up: a virtual environment in .venv, installed with the constraints file.
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests run in one process a core; more threads in each would only fight over the cores.
-WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
+# Tests run in one process a core; more threads in each would only fight over the cores. At most 8: each takes up to 3 GB.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
 
 .PHONY: demo test check bench format clean
 

