@@ -245,16 +245,16 @@ def study(evidence: Evidence, votes: Votes) -> dict[str, Any]:
 
 
 def studied(evidence: Evidence, content: Mapping[str, Any], answers: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Both sets: all candidates, and those whose training saw no label of the target."""
+    """Both sets, all candidates of the runs as they stand and those whose training saw no label of the target; then
+    both of each seed alone, and both with stages of older settings, which were set aside."""
     votes = Votes(answers)
     free = [i for i, family in enumerate(evidence.families) if not family.startswith(LABELLED)]
-    parts = {"all": list(range(len(evidence.names))), "unlabelled": free}
-    parts |= {
-        f"{name} in place": [i for i in keep if ".aside" not in evidence.names[i]] for name, keep in parts.items()
-    }
+    aged = {"all": list(range(len(evidence.names))), "unlabelled": free}
+    parts = {name: [i for i in keep if ".aside" not in evidence.names[i]] for name, keep in aged.items()}
     for seed in sorted({_seed(name) for name in evidence.names}):
-        for name in ("all", "unlabelled"):
-            parts[f"{name}, seed {seed}"] = [i for i in parts[f"{name} in place"] if _seed(evidence.names[i]) == seed]
+        for name in aged:
+            parts[f"{name}, seed {seed}"] = [i for i in parts[name] if _seed(evidence.names[i]) == seed]
+    parts |= {f"{name}, aged": keep for name, keep in aged.items() if len(keep) > len(parts[name])}
     found: dict[str, Any] = {"images": len(content["images"]), "rule": content["rule"]}
     for name, keep in parts.items():
         if not keep:
@@ -284,8 +284,8 @@ def section(out: Path) -> list[str]:
     lines = [
         "### Choosing without labels",
         "",
-        f"`segshift select` on {every['candidates']} trained stages (all but the oracle's; each weights once; those set"
-        f" aside too), {found['images']} target images without labels; mIoU as in the table above. *rho*: Spearman's"
+        f"`segshift select` on {every['candidates']} trained stages (all but the oracle's; each weights once),"
+        f" {found['images']} target images without labels; mIoU as in the table above. *rho*: Spearman's"
         " rank correlation of a figure with mIoU; the sign that was hoped for is in brackets. *regret*: points between"
         " the best mIoU of the candidates and that of the one with the best value. *no labels*: the"
         f" {free['candidates']} stages whose training saw no label of a target image. `python bench/selection.py`.",
@@ -334,13 +334,16 @@ def _rule(names: Sequence[str]) -> str:
 
 
 def _place_lines(found: Mapping[str, Any]) -> list[str]:
-    parts = [("all, without those set aside", found["all in place"])]
-    parts += [("no labels, without those set aside", found["unlabelled in place"])]
+    parts = []
     for key, one in found.items():
-        name, _, seed = key.partition(", seed ")
-        if seed:
-            unseen = "" if int(seed) == CHOSEN_ON else ", none of which was seen when the rule was chosen"
-            parts.append((f"{'no labels' if name == 'unlabelled' else name}, of seed {seed} alone{unseen}", one))
+        name, _, part = key.partition(", ")
+        name = "no labels" if name == "unlabelled" else name
+        if part == "aged":
+            parts.append((f"{name}, and stages of older settings of the same runs", one))
+        elif part:
+            seed = int(part.removeprefix("seed "))
+            unseen = "" if seed == CHOSEN_ON else ", none of which was seen when the rule was chosen"
+            parts.append((f"{name}, of seed {seed} alone{unseen}", one))
     return [
         f"| {name} ({one['candidates']}): chosen {one['rule']['chosen']}"
         f" | {one['rule']['regret']:.1f} | {one['blind']:.1f} |"

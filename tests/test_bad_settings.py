@@ -133,6 +133,10 @@ SETTINGS: dict[str, tuple[Command, tuple[str, ...]]] = {
     "run.yaml whose aliases multiply": (_config(LAUGHS + STAGES), ("run.yaml", "more than 100000 values")),
     "run.yaml that is nested too deeply": (_config("seed: " + 5000 * "["), ("run.yaml", "nested too deeply")),
     "--set that holds itself": (_set("net=&x {options: *x}"), ("--set net", "aliases")),
+    "run.yaml with a value that its tag does not allow": (
+        _config("cache: !!bool maybe"),
+        ("run.yaml", "not YAML", "tag"),
+    ),
     "run.yaml with an impossible date": (_config("seed: 2020-13-45"), ("run.yaml", "not YAML")),
     "run.yaml that is a list": (_config("- a\n- b\n"), ("run.yaml", "holds a list", "key: value")),
     "run.yaml with a key that is no text": (_config("5: 6\n" + STAGES), ("run.yaml", "5")),

@@ -217,6 +217,22 @@ def test_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_room(tmp_path, needs) is None, "a disk that does not say"
 
 
+def test_the_checkpoint_of_a_stage_that_goes_on_makes_room_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = Sizes(model=100 * 10**6, checkpoint=300 * 10**6, reads_target=False)
+    one, two = (sizes.need(several=False, keeps=False, there=there) for there in (300 * 10**6, 0))
+    _free(monkeypatch, 350 * 10**6)
+    assert check_room(tmp_path, {"one": one, "two": two}) is None
+    _free(monkeypatch, 200 * 10**6)
+    assert "300.0 MB" in (check_room(tmp_path, {"one": one, "two": two}) or "")
+    _free(monkeypatch, 200 * 10**6 - 1)
+    with pytest.raises(UserError, match=r"the stage two alone writes 400\.0 MB"):
+        check_room(tmp_path, {"one": one, "two": two})
+    with pytest.raises(UserError, match="the stage two"):
+        check_room(tmp_path, {"one": sizes.need(several=False, keeps=True, there=300 * 10**6), "two": two})
+
+
 def test_a_run_that_may_be_too_large_begins_and_says_so(
     tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

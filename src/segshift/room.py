@@ -170,15 +170,17 @@ def check_room(out: Path, needs: Mapping[str, Need]) -> str | None:
     disk = shutil.disk_usage(out)
     if not disk.total or not needs:  # some network disks say nothing but 0
         return None
-    most, tightest = at_most(needs.values()), max(needs, key=lambda name: needs[name].sure)
+    most, given_back = at_most(needs.values()), 0
     wanted, free = _told(most, up=True), _told(disk.free, up=False)
-    if disk.free < needs[tightest].sure:
-        raise UserError(
-            f"the disk of {out} has {free} free, and the stage {tightest} alone writes"
-            f" {_told(needs[tightest].sure, up=True)} there, its checkpoints and its model",
-            f"{wanted} for what is left of the run",
-            "free some space, or choose an --out on another disk",
-        )
+    for name, need in needs.items():
+        if disk.free + given_back < need.sure:
+            raise UserError(
+                f"the disk of {out} has {free} free, and the stage {name} alone writes"
+                f" {_told(need.sure, up=True)} there, its checkpoints and its model",
+                f"{wanted} for what is left of the run",
+                "free some space, or choose an --out on another disk",
+            )
+        given_back += max(0, need.there - need.stays)  # the checkpoint of an earlier go
     note = (
         f"note: the run will write up to {wanted} below {out}, {free} are free there: free some space, or choose an"
         " --out on another disk; a full disk stops it and loses nothing but the time since the last checkpoint"

@@ -24,7 +24,7 @@ Labels = Mapping[str, WeakLabel]
 """Weak labels by the names of the target's images."""
 
 FEW, TOO_FEW = 50, "with points on so few images"
-"""Images with points: on 10 and on 30 they lost against guessed tags, on 100 they gained (docs/results.md)."""
+"""Images with points: on 10 and on 30 they gained nothing over guessed tags, on 100 they did (docs/results.md)."""
 
 
 def read_weak_labels(settings: RunSettings, domains: Domains) -> dict[str, WeakLabel]:
@@ -103,7 +103,7 @@ def check_weak_labels(
         others = f", and from tags of {len(seen) - count} others" if count < len(seen) else ""
         told.append(f"{stage.name} learns from {own.mode} of {count} images of the target{others}")
         if own.mode == "points" and 0 < count < FEW:
-            told.append(f"note: {TOO_FEW}, guessed tags ({stage.name}.mode=pseudo) were better where it was measured")
+            told.append(f"note: {TOO_FEW}, guessed tags ({stage.name}.mode=pseudo) were as good where it was measured")
     used = any(fields & WEAK for fields in needs.values())
     if labels and not used:
         told.append(f"note: no stage of this run learns from the weak labels {settings.weak}")

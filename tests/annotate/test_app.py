@@ -25,8 +25,7 @@ HTML = b"<!doctype html><script>alert(1)</script>"
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """All tests of a worker share it: none may count on what another saved, or on nothing being saved."""
-    root = tmp_path_factory.mktemp("site")
-    site = make_site(root, 4)
+    site = make_site(root := tmp_path_factory.mktemp("site"), 4)
     (root / "secret.jpg").write_bytes((site.images / name_of(1)).read_bytes())
     (site.images / "out.jpg").symlink_to(root / "secret.jpg")
     (site.images / "deep").mkdir()

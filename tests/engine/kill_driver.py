@@ -9,6 +9,7 @@ which-th one or, where that is a text, the first one in whose arguments it occur
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -32,7 +33,15 @@ from segshift.nets import NETS, PatchDiscriminator
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_net import SmallNet
 
-MODULES: dict[str, Any] = {"os": os, "Path": Path, "shutil": shutil, "Stream": checkpoint._Stream}
+
+class Stream(io.FileIO):
+    """The file that a checkpoint is written to; its `write` is Python's, so that it can be replaced."""
+
+    def write(self, data: Any) -> int:
+        return super().write(data)
+
+
+MODULES: dict[str, Any] = {"os": os, "Path": Path, "shutil": shutil, "Stream": Stream}
 
 
 def kill_self() -> None:
@@ -88,6 +97,7 @@ def main() -> None:
     torch.set_num_threads(1)
     produce.SAVE_EVERY = 2  # of four images
     NETS["small"] = SmallNet
+    vars(checkpoint)["open"] = Stream
     # At its usual width a stage with a discriminator takes most of a run's time, and so most of the kills.
     vars(adaptsegnet)["PatchDiscriminator"] = partial(PatchDiscriminator, width=4)
     answer(os.getpid())

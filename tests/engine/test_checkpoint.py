@@ -58,26 +58,33 @@ def test_a_checkpoint_that_does_not_fit_is_an_error_that_names_it(tmp_path: Path
 
 
 class SmallDisk(io.FileIO):
-    """A file on a disk with room for so many bytes."""
+    """A file on a disk with room for so many bytes; then comes `stop`."""
 
-    def __init__(self, path: Path, mode: str, room: int) -> None:
+    def __init__(self, path: Path, mode: str, room: int, stop: BaseException) -> None:
         super().__init__(path, mode)
-        self._room = room
+        self._room, self._stop = room, stop
 
     def write(self, data: ReadableBuffer) -> int:
         self._room -= len(memoryview(data))
         if self._room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise self._stop
         return super().write(data)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("stop", "told"),
+    [(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError), (KeyboardInterrupt(), KeyboardInterrupt)],
+    ids=["full disk", "second Ctrl-C"],
+)
+def test_what_stops_the_writing_is_told_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, told: type[BaseException]
+) -> None:
     path = saved(tmp_path)
     before = path.read_bytes()
 
     for room in range(0, len(before), 1000):
-        monkeypatch.setattr(checkpoint, "open", partial(SmallDisk, room=room), raising=False)
-        with pytest.raises(UserError, match="disk is full"):
+        monkeypatch.setattr(checkpoint, "open", partial(SmallDisk, room=room, stop=stop), raising=False)
+        with pytest.raises(told, match="disk is full" if told is UserError else None):
             saved(tmp_path)
         assert path.read_bytes() == before
         assert os.listdir(tmp_path) == ["checkpoint.pt"]

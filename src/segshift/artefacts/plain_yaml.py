@@ -26,6 +26,8 @@ def parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
+    except (LookupError, AttributeError) as error:  # `!!bool maybe`, `!!timestamp soon`
+        raise ValueError("a value is not of the type that its tag (!!) names") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,32 +45,13 @@ def save(path: Path, method: Method, optimizers: dict[str, torch.optim.Optimizer
         "loop": {**asdict(state), "sums": state.sums},
     }
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        stream = _Stream(file)
         try:
-            torch.save(content, cast(IO[bytes], stream))
+            torch.save(content, file)
         except RuntimeError as error:
-            if stream.error is None:
-                raise
-            raise stream.error from error
-
-
-@dataclass
-class _Stream:
-    """A file that remembers why it could not be written to: torch's zip writer tells of a full disk by a RuntimeError
-    without errno, as of anything else."""
-
-    file: BinaryIO
-    error: OSError | None = None
-
-    def write(self, data: bytes | memoryview) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
+            # torch's zip writer covers what stopped it, a full disk or a second Ctrl-C, with an error of its own.
+            if isinstance(error.__context__, OSError | KeyboardInterrupt):
+                raise error.__context__ from None
             raise
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def restore(path: Path, method: Method, optimizers: dict[str, torch.optim.Optimizer]) -> LoopState:
